@@ -1,0 +1,59 @@
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <string>
+
+// Every check names the operation, the argument, what was wanted and what was got, and runs before
+// anything is allocated or written.
+namespace cwkernels {
+
+using torch::stable::Tensor;
+
+inline std::string describe(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    text += (d ? ", " : "") + std::to_string(tensor.size(d));
+  }
+  return text + "]";
+}
+
+#define CWK_CHECK(condition, operation, argument, wanted, got)                              \
+  STD_TORCH_CHECK(condition, operation, ": ", argument, ": wanted ", wanted, ", got ", got)
+
+// The dtype's own name: headeronly has toString, but not in every supported release.
+inline const char* dtype_name(const Tensor& tensor) {
+  using torch::headeronly::ScalarType;
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Bool: return "bool";
+    case ScalarType::Byte: return "uint8";
+    default: return "another dtype";
+  }
+}
+
+inline void check_same_device(const char* operation, const char* argument, const Tensor& tensor,
+                              const Tensor& like) {
+  CWK_CHECK(tensor.device() == like.device(), operation, argument,
+            "a tensor on the device of the first argument", "one on another device");
+}
+
+// An int64 vector of rows, each in [0, num_rows): checked here for the CPU, where it can be read.
+inline void check_rows(const char* operation, const Tensor& rows, int64_t num_rows) {
+  CWK_CHECK(rows.dim() == 1 && rows.scalar_type() == torch::headeronly::ScalarType::Long,
+            operation, "rows", "int64 [A]", dtype_name(rows) + (" " + describe(rows)));
+  if (!rows.is_cpu()) return;
+  CWK_CHECK(rows.is_contiguous(), operation, "rows", "a contiguous tensor", "a strided one");
+  const int64_t* values = static_cast<const int64_t*>(rows.const_data_ptr());
+  for (int64_t i = 0; i < rows.numel(); ++i) {
+    CWK_CHECK(values[i] >= 0 && values[i] < num_rows, operation, "rows[" + std::to_string(i) + "]",
+              "a row in [0, " + std::to_string(num_rows) + ")", values[i]);
+  }
+}
+
+}  // namespace cwkernels

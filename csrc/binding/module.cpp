@@ -1,0 +1,83 @@
+#include <torch/csrc/stable/library.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <string>
+
+#include "checks.h"
+#include "cpu.h"
+
+namespace cwkernels {
+namespace {
+
+constexpr const char* kIsaNames[] = {"baseline", "avx2", "avx512"};
+
+bool supported(Isa isa) {
+  switch (isa) {
+    case Isa::baseline: return true;
+    case Isa::avx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case Isa::avx512:
+      return supported(Isa::avx2) && __builtin_cpu_supports("avx512f") &&
+             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512vl");
+  }
+  return false;
+}
+
+std::string supported_names() {
+  std::string names;
+  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+    if (!supported(isa)) continue;
+    if (!names.empty()) names += ",";
+    names += kIsaNames[int(isa)];
+  }
+  return names;
+}
+
+Isa parse_isa(const char* source, const std::string& name) {
+  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+    if (supported(isa) && name == kIsaNames[int(isa)]) return isa;
+  }
+  STD_TORCH_CHECK(false, source, ": wanted one of ", supported_names(), " (what this machine runs), ",
+                  "got '", name, "'");
+  return Isa::baseline;
+}
+
+Isa initial_isa() {
+  if (const char* name = std::getenv("CWKERNELS_CPU_ISA")) {
+    return parse_isa("CWKERNELS_CPU_ISA", name);
+  }
+  return supported(Isa::avx512) ? Isa::avx512 : supported(Isa::avx2) ? Isa::avx2 : Isa::baseline;
+}
+
+std::atomic<Isa>& current_isa() {
+  static std::atomic<Isa> isa{initial_isa()};
+  return isa;
+}
+
+std::string cpu_isa_name() { return kIsaNames[int(cpu_isa())]; }
+
+void set_cpu_isa(std::string name) { current_isa() = parse_isa("set_cpu_isa: name", name); }
+
+// Which CUDA architectures the kernels of this library were compiled for; empty without CUDA.
+std::string built_cuda_archs() { return CWK_CUDA_ARCHS; }
+
+}  // namespace
+
+Isa cpu_isa() { return current_isa(); }
+
+}  // namespace cwkernels
+
+STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
+  m.def("cpu_isa() -> str");
+  m.def("cpu_isas() -> str");
+  m.def("set_cpu_isa(str name) -> ()");
+  m.def("built_cuda_archs() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(cwkernels, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&cwkernels::cpu_isa_name));
+  m.impl("cpu_isas", TORCH_BOX(&cwkernels::supported_names));
+  m.impl("set_cpu_isa", TORCH_BOX(&cwkernels::set_cpu_isa));
+  m.impl("built_cuda_archs", TORCH_BOX(&cwkernels::built_cuda_archs));
+}

@@ -1,0 +1,221 @@
+#include "gather_conv.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
+#include "../binding/checks.h"
+#include "../binding/cpu.h"
+
+// Tensors are [A, N, C, H, W] in shape and channels-last in memory: [A, N, H, W, C].
+namespace cwkernels {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+// As it is where channels are dense, else a channels-last copy. Sliced and expanded tensors keep
+// their strides; an expanded or NCHW one is copied, never misread.
+Tensor channels_dense(const Tensor& tensor) {
+  if (tensor.stride(2) == 1 || tensor.size(2) == 1) return tensor;
+  using torch::stable::permute;
+  return permute(torch::stable::contiguous(permute(tensor, {0, 1, 3, 4, 2})), {0, 1, 4, 2, 3});
+}
+
+Tensor new_channels_last(const Tensor& like, int64_t a, int64_t n, int64_t c, int64_t h,
+                         int64_t w) {
+  const Tensor dense = torch::stable::new_empty(like, {a, n, h, w, c});
+  return torch::stable::permute(dense, {0, 1, 4, 2, 3});
+}
+
+PixelStrides pixel_strides(const Tensor& tensor, int64_t architectures) {
+  const bool shared = tensor.size(0) == 1 && architectures != 1;
+  return {shared ? 0 : tensor.stride(0), tensor.stride(1), tensor.stride(3), tensor.stride(4)};
+}
+
+struct Convolution {
+  const char* operation;
+  int64_t architectures, kernel_size, stride;
+  bool depthwise;
+};
+
+void check_images(const char* operation, const char* argument, const Tensor& tensor) {
+  const auto dtype = tensor.scalar_type();
+  CWK_CHECK(tensor.dim() == 5, operation, argument, "[A, N, C, H, W]", describe(tensor));
+  CWK_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, operation, argument,
+            "float32 or float64", dtype_name(tensor));
+}
+
+void check_shape(const Convolution& conv, int64_t groups, int64_t input_channels,
+                 int64_t output_channels) {
+  const int64_t k = conv.kernel_size;
+  CWK_CHECK(k == 1 || k == 3 || k == 5 || k == 7, conv.operation, "kernel size", "1, 3, 5 or 7", k);
+  CWK_CHECK(conv.stride == 1 || conv.stride == 2, conv.operation, "stride", "1 or 2", conv.stride);
+  CWK_CHECK(groups == 1 || (groups == input_channels && groups == output_channels), conv.operation,
+            "groups", "1, or the number of input and output channels", groups);
+}
+
+Convolution check_weight(const char* operation, const Tensor& images, const Tensor& weight,
+                         const Tensor& rows, int64_t stride, int64_t groups) {
+  check_images(operation, "input", images);
+  CWK_CHECK(weight.dim() == 5 && weight.is_contiguous() && weight.size(3) == weight.size(4),
+            operation, "weight", "a contiguous bank [S, K, C / groups, R, R]", describe(weight));
+  CWK_CHECK(weight.scalar_type() == images.scalar_type(), operation, "weight", dtype_name(images),
+            dtype_name(weight));
+  check_rows(operation, rows, weight.size(0));
+  return {operation, rows.numel(), weight.size(3), stride, groups != 1};
+}
+
+void check_architectures(const Convolution& conv, const char* argument, const Tensor& tensor) {
+  CWK_CHECK(tensor.size(0) == conv.architectures || tensor.size(0) == 1, conv.operation, argument,
+            "1 or " + std::to_string(conv.architectures) + " (one for each row) in dimension 0",
+            tensor.size(0));
+}
+
+int64_t output_size(int64_t input_size, int64_t stride) { return (input_size - 1) / stride + 1; }
+
+GatherConvParams prepare(const Convolution& conv, ConvPass pass, const Tensor& input,
+                         const Tensor& output) {
+  GatherConvParams params{};
+  params.pass = pass;
+  params.depthwise = conv.depthwise;
+  params.double_precision = input.scalar_type() == ScalarType::Double;
+  params.input = input.data_ptr();
+  params.output = output.data_ptr();
+  params.input_strides = pixel_strides(input, conv.architectures);
+  params.output_strides = pixel_strides(output, conv.architectures);
+  params.architectures = conv.architectures;
+  params.images = input.size(1);
+  params.input_channels = input.size(2);
+  params.input_height = input.size(3);
+  params.input_width = input.size(4);
+  params.output_channels = output.size(2);
+  params.output_height = output.size(3);
+  params.output_width = output.size(4);
+  params.kernel_size = conv.kernel_size;
+  params.stride = conv.stride;
+  params.parallel = cpu_parallel();
+  return params;
+}
+
+void run(GatherConvParams& params, const Tensor& like) {
+  const Isa isa = cpu_isa();
+  const int64_t bytes = CWK_CALL_CPU(isa, gather_conv_workspace, params);
+  const Tensor workspace =
+      torch::stable::empty(std::vector<int64_t>{bytes + 64}, ScalarType::Byte, std::nullopt,
+                           like.device());
+  const auto address = reinterpret_cast<uintptr_t>(workspace.mutable_data_ptr());
+  params.workspace = reinterpret_cast<void*>((address + 63) / 64 * 64);
+  CWK_CALL_CPU(isa, gather_conv, params);
+}
+
+// dense_grad is for autograd, which reads it from the call.
+Tensor forward(const Tensor& images, const Tensor& weight, const Tensor& rows, int64_t stride,
+               int64_t groups, bool /*dense_grad*/) {
+  const Convolution conv = check_weight("gather_conv", images, weight, rows, stride, groups);
+  const int64_t channels = images.size(2);
+  check_architectures(conv, "input", images);
+  CWK_CHECK(weight.size(2) * groups == channels, "gather_conv", "input",
+            std::to_string(weight.size(2) * groups) + " channels", channels);
+  check_shape(conv, groups, channels, weight.size(1));
+  const Tensor input = channels_dense(images);
+  Tensor output = new_channels_last(input, conv.architectures, input.size(1), weight.size(1),
+                                    output_size(input.size(3), stride),
+                                    output_size(input.size(4), stride));
+  GatherConvParams params = prepare(conv, ConvPass::forward, input, output);
+  params.weight = weight.const_data_ptr();
+  params.rows = static_cast<const int64_t*>(rows.const_data_ptr());
+  if (output.numel() > 0) run(params, input);
+  return output;
+}
+
+Tensor backward_input(const Tensor& grad, const Tensor& weight, const Tensor& rows,
+                      std::vector<int64_t> input_shape, int64_t stride, int64_t groups) {
+  const char* name = "gather_conv_backward_input";
+  const Convolution conv = check_weight(name, grad, weight, rows, stride, groups);
+  CWK_CHECK(input_shape.size() == 5, name, "input_shape", "5 sizes", input_shape.size());
+  CWK_CHECK(grad.size(0) == conv.architectures && grad.size(1) == input_shape[1] &&
+                grad.size(2) == weight.size(1) &&
+                grad.size(3) == output_size(input_shape[3], stride) &&
+                grad.size(4) == output_size(input_shape[4], stride),
+            name, "grad", "the shape of gather_conv's output", describe(grad));
+  check_shape(conv, groups, input_shape[2], weight.size(1));
+  const Tensor output = channels_dense(grad);
+  Tensor input = new_channels_last(output, input_shape[0], input_shape[1], input_shape[2],
+                                   input_shape[3], input_shape[4]);
+  check_architectures(conv, "input_shape", input);
+  if (input.numel() == 0) return input;
+  if (conv.architectures == 0) return torch::stable::zero_(input);
+  GatherConvParams params = prepare(conv, ConvPass::backward_input, input, output);
+  params.weight = weight.const_data_ptr();
+  params.rows = static_cast<const int64_t*>(rows.const_data_ptr());
+  run(params, output);
+  return input;
+}
+
+// The distinct rows, sorted, and the place of each architecture's row among them.
+std::tuple<Tensor, std::vector<int64_t>> distinct(const Tensor& rows) {
+  const int64_t* values = static_cast<const int64_t*>(rows.const_data_ptr());
+  std::vector<int64_t> unique(values, values + rows.numel());
+  std::sort(unique.begin(), unique.end());
+  unique.erase(std::unique(unique.begin(), unique.end()), unique.end());
+  std::vector<int64_t> slots;
+  for (int64_t a = 0; a < rows.numel(); ++a) {
+    slots.push_back(std::lower_bound(unique.begin(), unique.end(), values[a]) - unique.begin());
+  }
+  Tensor result =
+      torch::stable::new_empty(rows, std::vector<int64_t>{static_cast<int64_t>(unique.size())});
+  std::copy(unique.begin(), unique.end(), static_cast<int64_t*>(result.mutable_data_ptr()));
+  return {result, slots};
+}
+
+std::tuple<Tensor, Tensor> backward_weight(const Tensor& grad, const Tensor& images,
+                                           const Tensor& rows, int64_t kernel_size, int64_t stride,
+                                           int64_t groups) {
+  const char* name = "gather_conv_backward_weight";
+  check_images(name, "grad", grad);
+  check_images(name, "input", images);
+  check_rows(name, rows, INT64_MAX);
+  const Convolution conv{name, rows.numel(), kernel_size, stride, groups != 1};
+  check_architectures(conv, "input", images);
+  check_shape(conv, groups, images.size(2), grad.size(2));
+  CWK_CHECK(grad.size(0) == conv.architectures && grad.size(1) == images.size(1) &&
+                grad.size(3) == output_size(images.size(3), stride) &&
+                grad.size(4) == output_size(images.size(4), stride) &&
+                grad.scalar_type() == images.scalar_type(),
+            name, "grad", "the shape and dtype of gather_conv's output", describe(grad));
+  const Tensor output = channels_dense(grad);
+  const Tensor input = channels_dense(images);
+  auto [unique, slots] = distinct(rows);
+  Tensor values = torch::stable::new_empty(
+      input, std::vector<int64_t>{unique.numel(), grad.size(2), images.size(2) / groups,
+                                  kernel_size, kernel_size});
+  GatherConvParams params = prepare(conv, ConvPass::backward_weight, input, output);
+  params.weight_grad = values.mutable_data_ptr();
+  params.slots = slots.data();
+  params.slot_count = unique.numel();
+  if (values.numel() > 0) run(params, input);
+  return {unique, values};
+}
+
+}  // namespace
+}  // namespace cwkernels
+
+STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
+  m.def(
+      "gather_conv(Tensor input, Tensor weight, Tensor rows, int stride, int groups, "
+      "bool dense_grad) -> Tensor");
+  m.def(
+      "gather_conv_backward_input(Tensor grad, Tensor weight, Tensor rows, SymInt[] input_shape, "
+      "int stride, int groups) -> Tensor");
+  m.def(
+      "gather_conv_backward_weight(Tensor grad, Tensor input, Tensor rows, int kernel_size, "
+      "int stride, int groups) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(cwkernels, CPU, m) {
+  m.impl("gather_conv", TORCH_BOX(&cwkernels::forward));
+  m.impl("gather_conv_backward_input", TORCH_BOX(&cwkernels::backward_input));
+  m.impl("gather_conv_backward_weight", TORCH_BOX(&cwkernels::backward_weight));
+}

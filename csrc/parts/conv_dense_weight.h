@@ -1,0 +1,181 @@
+#pragma once
+#include "conv_dense.h"
+
+// The gradient of dense weights: weight[k][c][tap] = sum over pixels of source[pixel + tap][c] *
+// target[pixel][k]. A block is some channels of a run of taps x a panel of k, in registers over the
+// pixels of a band; bands are summed into one partial result for each chunk of images, chunks in
+// order, so the result depends on the number of threads and on nothing else.
+namespace cwkernels::CWK_ISA {
+
+// 16 accumulators either way with 32 registers (8 with 16).
+template <int V>
+constexpr int kRunBlock = (kVectorRegisters == 32 ? 16 : 8) / V;
+
+// The partial results of all chunks take 32 MB at most.
+constexpr int64_t kPartialBytes = 32 << 20;
+
+template <class T, int V, int B>
+CWK_INLINE void weight_block(const PixelList& list, const T* source, const T* target, T* partial,
+                             int64_t partial_stride) {
+  Vector<T> acc[B][V] = {};
+  for (int64_t q = 0; q < list.count; ++q) {
+    const T* from = source + list.source[q];
+    const T* to = target + list.target[q];
+    Vector<T> gradient[V];
+    unroll<V>([&](auto v) { gradient[v] = load(to + v * kLanes<T>); });
+    unroll<B>([&](auto b) {
+      const Vector<T> value = broadcast(from[b]);
+      unroll<V>([&](auto v) { acc[b][v] += value * gradient[v]; });
+    });
+  }
+  unroll<B>([&](auto b) {
+    unroll<V>([&](auto v) {
+      T* sum = partial + b * partial_stride + v * kLanes<T>;
+      store(sum, load(sum) + acc[b][v]);
+    });
+  });
+}
+
+template <class T, int V>
+CWK_INLINE void weight_run(const PixelList& list, const T* source, const T* target, int64_t run,
+                           T* partial, int64_t partial_stride) {
+  int64_t c = 0;
+  for (; c + kRunBlock<V> <= run; c += kRunBlock<V>) {
+    weight_block<T, V, kRunBlock<V>>(list, source + c, target, partial + c * partial_stride,
+                                     partial_stride);
+  }
+  for (; c < run; ++c) {
+    weight_block<T, V, 1>(list, source + c, target, partial + c * partial_stride, partial_stride);
+  }
+}
+
+// The target pixels of a band whose last vector the channels do not fill, between zeros: a plain
+// load would read the next pixel's channels, or past the tensor's end.
+template <class T>
+CWK_INLINE const T* copy_tail(const PixelList& list, const T* target, int64_t channels,
+                              int64_t width, T* tail, int64_t* tail_offsets) {
+  for (int64_t q = 0; q < list.count; ++q) {
+    tail_offsets[q] = q * width;
+    for (int64_t k = 0; k < width; ++k) {
+      tail[q * width + k] = k < channels ? target[list.target[q] + k] : T(0);
+    }
+  }
+  return tail;
+}
+
+template <class T>
+class DenseWeightGradient {
+ public:
+  DenseWeightGradient(const GatherConvParams& params, Arena& arena)
+      : p_(flatten_pixels(params)),
+        plan_(make_plan<T>(p_)),
+        bands_(make_bands(plan_.planes[0], plan_.source, true, plan_.source.channels)),
+        padded_(round_up(plan_.target.channels, kLanes<T>)),
+        tasks_(p_.images * bands_.count) {
+    partial_size_ = plan_.planes[0].taps() * plan_.source.channels * padded_;
+    const int64_t fitting = kPartialBytes / max(partial_size_ * int64_t{sizeof(T)}, 1);
+    chunks_ = min(workers_for(p_.parallel, tasks_), max(fitting, 1));
+    partial_ = arena.take<T>(chunks_ * partial_size_);
+    patch_size_ = round_up(bands_.patch_rows * bands_.patch_columns * plan_.source.channels, 16);
+    tail_size_ = bands_.pixels * kPanelWidth<T>;
+    patch_ = arena.take<T>(chunks_ * patch_size_);
+    tail_ = arena.take<T>(chunks_ * tail_size_);
+    offsets_ = arena.take<int64_t>(chunks_ * 3 * bands_.pixels);
+  }
+
+  void run() const {
+    const int64_t kernel = p_.kernel_size * p_.kernel_size;
+    const int64_t row_size = p_.output_channels * p_.input_channels * kernel;
+    for (int64_t a = 0; a < p_.architectures; ++a) {
+      parallel_for(p_.parallel, chunks_, [&](int64_t chunk) { sum_chunk(a, chunk); });
+      T* grad = static_cast<T*>(p_.weight_grad) + p_.slots[a] * row_size;
+      bool again = false;
+      for (int64_t earlier = 0; earlier < a; ++earlier) again |= p_.slots[earlier] == p_.slots[a];
+      parallel_for(p_.parallel, padded_ / kLanes<T>,
+                   [&](int64_t block) { reduce(block * kLanes<T>, again, grad); });
+    }
+  }
+
+ private:
+  void sum_chunk(int64_t a, int64_t chunk) const {
+    T* partial = partial_ + chunk * partial_size_;
+    for (int64_t i = 0; i < partial_size_; ++i) partial[i] = T(0);
+    for (int64_t task = chunk * tasks_ / chunks_; task < (chunk + 1) * tasks_ / chunks_; ++task) {
+      sum_band(a, chunk, task / bands_.count, task % bands_.count, partial);
+    }
+  }
+
+  void sum_band(int64_t a, int64_t chunk, int64_t image, int64_t band, T* partial) const {
+    const Plane& plane = plan_.planes[0];
+    int64_t* offsets = offsets_ + chunk * 3 * bands_.pixels;
+    PixelList list{offsets, offsets + bands_.pixels, 0};
+    const Side<T>& source = plan_.source;
+    const int64_t row =
+        band_pixels(plane, bands_, source, plan_.target, source.channels, band, list);
+    const T* from = source.data + a * source.strides.architecture + image * source.strides.image;
+    if (!bands_.direct) {
+      T* patch = patch_ + chunk * patch_size_;
+      fill_patch(plane, bands_, source, from, row, 0, source.channels, source.channels, patch);
+      from = patch;
+    }
+    const T* target = plan_.target.data + a * plan_.target.strides.architecture +
+                      image * plan_.target.strides.image;
+    for (int64_t first = 0; first < padded_; first += kPanelWidth<T>) {
+      PixelList own = list;
+      const T* to = target + first;
+      const int64_t channels = plan_.target.channels - first;
+      const int64_t width = min(kPanelWidth<T>, padded_ - first);
+      if (channels < width) {
+        own.target = offsets + 2 * bands_.pixels;
+        to = copy_tail(list, to, channels, width, tail_ + chunk * tail_size_, own.target);
+      }
+      sum_panel(own, from, to, width, partial + first);
+    }
+  }
+
+  void sum_panel(const PixelList& list, const T* from, const T* to, int64_t width,
+                 T* partial) const {
+    const Plane& plane = plan_.planes[0];
+    const int64_t run = plane.tap_columns * plan_.source.channels;
+    for (int64_t r = 0; r < plane.tap_rows; ++r) {
+      const T* start =
+          from + tap_row_offset(plane, bands_, plan_.source, plan_.source.channels, r);
+      T* sums = partial + r * run * padded_;
+      if (width == kPanelWidth<T>) {
+        weight_run<T, kPanelVectors>(list, start, to, run, sums, padded_);
+      } else {
+        weight_run<T, 1>(list, start, to, run, sums, padded_);
+      }
+    }
+  }
+
+  // partial[tap][c][k], chunks in order, to grad[k][c][tap], one vector of k at a time.
+  void reduce(int64_t first, bool again, T* grad) const {
+    const int64_t kernel = p_.kernel_size * p_.kernel_size;
+    const int64_t count = min(kLanes<T>, p_.output_channels - first);
+    for (int64_t c = 0; c < p_.input_channels; ++c) {
+      for (int64_t t = 0; t < kernel; ++t) {
+        const T* sum = partial_ + (t * p_.input_channels + c) * padded_ + first;
+        Vector<T> total = load(sum);
+        for (int64_t chunk = 1; chunk < chunks_; ++chunk) {
+          total += load(sum + chunk * partial_size_);
+        }
+        for (int64_t k = 0; k < count; ++k) {
+          T& to = grad[((first + k) * p_.input_channels + c) * kernel + t];
+          to = again ? to + total[k] : total[k];
+        }
+      }
+    }
+  }
+
+  GatherConvParams p_;
+  Plan<T> plan_;
+  Bands bands_;
+  int64_t padded_, tasks_, chunks_, partial_size_, patch_size_, tail_size_;
+  T* partial_;
+  T* patch_;
+  T* tail_;
+  int64_t* offsets_;
+};
+
+}  // namespace cwkernels::CWK_ISA

@@ -1,0 +1,87 @@
+#pragma once
+#include <cstdint>
+
+// Vectors of the instruction set that this file is compiled for, by the compiler's own vector
+// types: the same source is SSE2, AVX2 + FMA and AVX-512, and `a * b + c` contracts to an FMA where
+// there is one. No intrinsics anywhere.
+#ifndef CWK_ISA
+#error "simd.h is for files that are compiled once per instruction set"
+#endif
+
+#define CWK_INLINE inline __attribute__((always_inline))
+
+namespace cwkernels::CWK_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kVectorRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+constexpr int kVectorRegisters = 16;
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kVectorRegisters = 16;
+#endif
+
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef float unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef double unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+};
+
+template <class T>
+using Vector = typename VectorOf<T>::type;
+
+template <class T>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+template <class T>
+CWK_INLINE Vector<T> load(const T* p) {
+  return *reinterpret_cast<const typename VectorOf<T>::unaligned*>(p);
+}
+
+template <class T>
+CWK_INLINE void store(T* p, Vector<T> v) {
+  *reinterpret_cast<typename VectorOf<T>::unaligned*>(p) = v;
+}
+
+// The first `count` lanes only: for a last vector that is not full.
+template <class T>
+CWK_INLINE void store_part(T* p, Vector<T> v, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+}
+
+template <class T>
+CWK_INLINE Vector<T> broadcast(T value) {
+  return Vector<T>{} + value;
+}
+
+template <int I>
+struct Index {
+  static constexpr int value = I;
+  constexpr operator int() const { return I; }
+};
+
+// f(Index<0>{}), ..., f(Index<N - 1>{}): a loop whose accumulators the compiler must keep in
+// registers, as every index is a constant.
+template <int N, class F>
+CWK_INLINE void unroll(const F& f) {
+  if constexpr (N > 0) {
+    unroll<N - 1>(f);
+    f(Index<N - 1>{});
+  }
+}
+
+CWK_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+CWK_INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+CWK_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+CWK_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+}  // namespace cwkernels::CWK_ISA
