@@ -1,0 +1,21 @@
+"""The operations, each with its plain-torch reference beside it. A leaf: needs torch only."""
+
+from cwkernels.ops.backend import backend, current_backend, set_backend
+from cwkernels.ops.conv_norm import conv_norm
+from cwkernels.ops.copy_rows import copy_rows
+from cwkernels.ops.gather_conv import gather_conv
+from cwkernels.ops.nb201_cell import nb201_cell
+from cwkernels.ops.norm_add import norm_add
+from cwkernels.ops.update_statistics import update_statistics
+
+__all__ = [
+    "backend",
+    "conv_norm",
+    "copy_rows",
+    "current_backend",
+    "gather_conv",
+    "nb201_cell",
+    "norm_add",
+    "set_backend",
+    "update_statistics",
+]

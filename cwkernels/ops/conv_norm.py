@@ -1,0 +1,253 @@
+"""conv_norm: a convolution that normalises its input on load and measures its output."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cwkernels.ops import _library  # noqa: F401
+from cwkernels.ops._norm import (
+    Norm,
+    NormGradient,
+    batch_statistics,
+    check_norm,
+    normalize,
+    normalize_backward,
+    norms,
+    reference_normalize,
+    stack,
+    sum_affine,
+)
+from cwkernels.ops.backend import current_backend
+
+
+def conv_norm(
+    input: Tensor,
+    weight: Tensor,
+    statistics: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    *,
+    relu: bool = False,
+    pool: bool = False,
+    stride: int = 1,
+    training: bool = True,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """Convolves ``relu(batch_norm(input))``, averaged 2x2 if asked, and measures the output.
+
+    The layers around the cells run on it: stem, reductions and head. The output is raw, to be
+    normalised by the operation that reads it, with the statistics returned here. Equivalent to::
+
+        x = F.batch_norm(input, None, None, scale, shift, training=True)  # if statistics are given
+        x = F.avg_pool2d(F.relu(x), 2)                                    # each if asked for
+        y = F.conv2d(x, weight, stride=stride, padding=R // 2)
+        return y, torch.stack([y.mean((0, 2, 3)), y.var((0, 2, 3), correction=0)])
+
+    Statistics belong to the tensor that they were measured on: in training its gradient is the
+    whole one, through its statistics too, and the statistics themselves take none.
+
+    Args:
+        input: [N, C, H, W] or, one batch for each architecture, [A, N, C, H, W].
+        weight: [K, C, R, R], the same for all architectures; R odd.
+        statistics: [2, C] or [A, 2, C], mean and biased variance by which the input is normalised:
+            the batch's own in training, running ones otherwise. None: not normalised.
+        scale, shift: [C], the affine map of the normalisation, or None.
+        relu: rectify what was normalised (or the input itself).
+        pool: average 2x2 after that; odd last rows and columns are dropped.
+        stride: 1 or 2.
+        training: whether `statistics` are the input's own.
+        eps: added to the variance.
+
+    Returns:
+        The raw output [..., N, K, H', W'] and its statistics [..., 2, K], mean and biased variance.
+
+    Raises:
+        ValueError: if ranks or shapes do not fit together.
+    """
+    check_norm("conv_norm", input, statistics, scale, shift)
+    if weight.dim() != 4 or weight.shape[1] != input.shape[-3]:
+        wanted = f"[K, {input.shape[-3]}, R, R]"
+        raise ValueError(f"conv_norm: weight: wanted {wanted}, got {list(weight.shape)}")
+    operation = (
+        reference if current_backend() == "reference" else torch.ops.cwkernels.conv_norm.default
+    )
+    output, measured = operation(
+        input, weight, statistics, scale, shift, relu, pool, stride, training, eps
+    )
+    return output, measured
+
+
+def reference(
+    input: Tensor,
+    weight: Tensor,
+    statistics: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    relu: bool,
+    pool: bool,
+    stride: int,
+    training: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """The same in plain torch."""
+    images = input.reshape(-1, *input.shape[-4:])
+    outputs, measured = [], []
+    for own, norm in zip(images, norms(images, statistics, scale, shift), strict=True):
+        loaded = own if norm is None else reference_normalize(own, norm, training, eps)
+        loaded = F.relu(loaded) if relu else loaded
+        loaded = F.avg_pool2d(loaded, 2) if pool else loaded
+        output = F.conv2d(loaded, weight, stride=stride, padding=weight.shape[-1] // 2)
+        variance, mean = torch.var_mean(output.detach(), (0, 2, 3), correction=0)
+        outputs.append(output)
+        measured.append(torch.stack([mean, variance]))
+    if input.dim() == 4:
+        return outputs[0], measured[0]
+    return torch.stack(outputs), torch.stack(measured)
+
+
+def _load(images: Tensor, norm: Norm | None, relu: bool, pool: bool, eps: float) -> Tensor:
+    if norm is not None:
+        images = normalize(images, norm, eps)
+    images = torch.relu(images) if relu else images
+    return F.avg_pool2d(images, 2) if pool else images
+
+
+@torch.library.custom_op("cwkernels::conv_norm", mutates_args=())
+def _conv_norm(
+    input: Tensor,
+    weight: Tensor,
+    statistics: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    relu: bool,
+    pool: bool,
+    stride: int,
+    training: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    images = input.reshape(-1, *input.shape[-4:])
+    all_norms = norms(images, statistics, scale, shift)
+    loaded = stack(
+        [_load(own, norm, relu, pool, eps) for own, norm in zip(images, all_norms, strict=True)]
+    )
+    rows = torch.zeros(images.shape[0], dtype=torch.int64)
+    bank = weight.contiguous()[None]
+    output = torch.ops.cwkernels.gather_conv(loaded, bank, rows, stride, 1, False)
+    measured = torch.stack([batch_statistics(own) for own in output])
+    if input.dim() == 4:
+        return output[0], measured[0]
+    return output, measured
+
+
+@_conv_norm.register_fake
+def _(
+    input: Tensor,
+    weight: Tensor,
+    statistics: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    relu: bool,
+    pool: bool,
+    stride: int,
+    training: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    *lead, n, _, height, width = input.shape
+    divisor = 2 if pool else 1
+    size = ((side // divisor - 1) // stride + 1 for side in (height, width))
+    output = input.new_empty((*lead, n, *size, weight.shape[0])).movedim(-1, -3)
+    return output, input.new_empty((*lead, 2, weight.shape[0]))
+
+
+@torch.library.custom_op("cwkernels::conv_norm_backward", mutates_args=())
+def _conv_norm_backward(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    statistics: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    relu: bool,
+    pool: bool,
+    stride: int,
+    training: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    images = input.reshape(-1, *input.shape[-4:])
+    grads = grad.reshape(-1, *grad.shape[-4:])
+    all_norms = norms(images, statistics, scale, shift)
+    loaded = stack(
+        [_load(own, norm, relu, pool, eps) for own, norm in zip(images, all_norms, strict=True)]
+    )
+    rows = torch.zeros(images.shape[0], dtype=torch.int64)
+    _, grad_weight = torch.ops.cwkernels.gather_conv_backward_weight(
+        grads, loaded, rows, weight.shape[-1], stride, 1
+    )
+    grad_loaded = torch.ops.cwkernels.gather_conv_backward_input(
+        grads, weight.contiguous()[None], rows, loaded.shape, stride, 1
+    )
+    gradients = [
+        _load_backward(own_grad, own, norm, relu, pool, training, eps)
+        for own_grad, own, norm in zip(grad_loaded, images, all_norms, strict=True)
+    ]
+    grad_input = stack([gradient.input for gradient in gradients]).reshape(input.shape)
+    return grad_input, grad_weight[0], *sum_affine(gradients, scale, input)
+
+
+def _load_backward(
+    grad: Tensor,
+    images: Tensor,
+    norm: Norm | None,
+    relu: bool,
+    pool: bool,
+    training: bool,
+    eps: float,
+) -> NormGradient:
+    normalized = images if norm is None else normalize(images, norm, eps)
+    if pool:
+        grad = torch.ops.aten.avg_pool2d_backward(
+            grad, normalized, [2, 2], [2, 2], [0, 0], False, True, None
+        )
+    if relu:
+        grad = torch.ops.aten.threshold_backward(grad, normalized, 0)
+    if norm is None:
+        return NormGradient(grad, None, None)
+    return normalize_backward(grad, images, norm, training, eps)
+
+
+@_conv_norm_backward.register_fake
+def _(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    statistics: Tensor | None,
+    scale: Tensor | None,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    affine = (0,) if scale is None else scale.shape
+    return (
+        torch.empty_like(input),
+        torch.empty_like(weight),
+        input.new_empty(affine),
+        input.new_empty(affine),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    input, weight, statistics, scale, shift, *ctx.options = inputs
+    ctx.save_for_backward(input, weight, statistics, scale, shift)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    input, weight, statistics, scale, shift = ctx.saved_tensors
+    grad_input, grad_weight, grad_scale, grad_shift = torch.ops.cwkernels.conv_norm_backward(
+        grad, input, weight, statistics, scale, shift, *ctx.options
+    )
+    affine = (None, None) if scale is None else (grad_scale, grad_shift)
+    return grad_input, grad_weight, None, *affine, *[None] * len(ctx.options)
+
+
+_conv_norm.register_autograd(_backward, setup_context=_setup_context)

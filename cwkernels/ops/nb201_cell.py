@@ -1,0 +1,575 @@
+"""nb201_cell: a NAS-Bench-201 cell, each edge running what its architecture chose."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cwkernels.ops import _library  # noqa: F401
+from cwkernels.ops._compact import bank_gradient, select_row, sum_rows
+from cwkernels.ops._norm import (
+    Norm,
+    batch_statistics,
+    check_batch,
+    normalize,
+    normalize_backward,
+    reference_normalize,
+    stack,
+)
+from cwkernels.ops.backend import current_backend
+
+EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+NONE, SKIP_CONNECT, CONV_1X1, CONV_3X3, AVG_POOL_3X3 = range(5)
+NUM_CODES = 5
+CONVOLUTIONS = (CONV_1X1, CONV_3X3)
+
+
+@lru_cache(maxsize=None)
+def active_edges(codes: tuple[int, ...]) -> tuple[bool, ...]:
+    """Which edges can carry anything from the cell's input to its output.
+
+    A convolution on any other edge is dead: it is not computed, and gets no gradient and no
+    statistics.
+    """
+    fed, reaches = {0}, {3}
+    for (source, target), code in zip(EDGES, codes, strict=True):
+        if code != NONE and source in fed:
+            fed.add(target)
+    for (source, target), code in zip(reversed(EDGES), reversed(codes), strict=True):
+        if code != NONE and target in reaches:
+            reaches.add(source)
+    return tuple(
+        code != NONE and source in fed and target in reaches
+        for (source, target), code in zip(EDGES, codes, strict=True)
+    )
+
+
+def nb201_cell(
+    input: Tensor,
+    selection: Tensor,
+    weights: Sequence[Tensor],
+    running_mean: Sequence[Tensor],
+    running_var: Sequence[Tensor],
+    *,
+    training: bool,
+    count_include_pad: bool = False,
+    eps: float = 1e-5,
+    dense_grad: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs a cell: 4 nodes, 6 edges 0→1, 0→2, 1→2, 0→3, 1→3, 2→3, a node the sum of its edges.
+
+    An edge's operation code is 0 none, 1 skip, 2 ReLU-conv1x1-BN, 3 ReLU-conv3x3-BN, 4 average pool
+    3x3 (NAS-Bench-201's candidates; batch norm without an affine map). Equivalent, for one
+    architecture, to summing at each node what the incoming edges give, with an edge of code 2 or 3
+    being ``F.batch_norm(F.conv2d(F.relu(x), weight[row], padding=R // 2), ...)``. Edges that cannot
+    carry anything from the input to the output are not computed.
+
+    Args:
+        input: [N, C, H, W], shared by all architectures, or [A, N, C, H, W].
+        selection: int64 [6, 2] or [A, 6, 2] on the CPU: the operation code of each edge and the row
+            to read in its banks.
+        weights: the banks, [S, C, C, R, R] each, edge by edge: 1x1, 3x3 and, in networks with a
+            skip projection, a 1x1 that a skip multiplies by.
+        running_mean, running_var: [S, C] each, edge by edge: 1x1, 3x3; read in evaluation.
+        training: normalise by batch statistics (each architecture's own), else by running ones.
+        count_include_pad: whether the average pool divides by 9 at the border too.
+        eps: added to the variance.
+        dense_grad: ordinary gradients of the banks instead of compact ones (`gather_conv`).
+
+    Returns:
+        The output, of the input's shape with A in front if the selection has it, channels-last; the
+        edges' statistics [..., 6, 2, C], mean and biased variance, zero where nothing was
+        convolved; and the output's own statistics [..., 2, C], for a head that normalises it.
+
+    Raises:
+        ValueError: if shapes do not fit together, or a code or row is out of range.
+    """
+    images, choices = _check(input, selection, weights, running_mean, running_var)
+    if training:
+        check_batch("nb201_cell", input.shape)
+    if current_backend() == "reference":
+        results = reference(
+            images,
+            choices,
+            list(weights),
+            list(running_mean),
+            list(running_var),
+            training,
+            count_include_pad,
+            eps,
+            dense_grad,
+        )
+    else:
+        results = torch.ops.cwkernels.nb201_cell(
+            images,
+            choices,
+            list(weights),
+            list(running_mean),
+            list(running_var),
+            training,
+            count_include_pad,
+            eps,
+            dense_grad,
+            torch.is_grad_enabled(),
+        )[:3]
+    output, statistics, output_statistics = results
+    if selection.dim() == 2:
+        return output[0], statistics[0], output_statistics[0]
+    return output, statistics, output_statistics
+
+
+def _check(
+    input: Tensor,
+    selection: Tensor,
+    weights: Sequence[Tensor],
+    running_mean: Sequence[Tensor],
+    running_var: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The images [A or 1, N, C, H, W] and the selection [A, 6, 2]."""
+
+    def fail(argument: str, wanted: str, got: object) -> ValueError:
+        return ValueError(f"nb201_cell: {argument}: wanted {wanted}, got {got}")
+
+    if selection.dtype != torch.int64 or selection.shape[-2:] != (6, 2) or selection.dim() > 3:
+        raise fail("selection", "int64 [6, 2] or [A, 6, 2]", list(selection.shape))
+    several = selection.dim() == 3
+    if input.dim() != 4 and not (
+        several and input.dim() == 5 and input.shape[0] == selection.shape[0]
+    ):
+        wanted = "[N, C, H, W]" + (f" or [{selection.shape[0]}, N, C, H, W]" if several else "")
+        raise fail("input", wanted, list(input.shape))
+    if len(weights) not in (12, 18) or len(running_mean) != 12 or len(running_var) != 12:
+        got = f"{len(weights)}, {len(running_mean)}, {len(running_var)}"
+        raise fail("weights, running_mean, running_var", "12 (or 18), 12, 12 tensors", got)
+    channels = input.shape[-3]
+    per_edge = len(weights) // 6
+    for i, weight in enumerate(weights):
+        size = (1, 3, 1)[i % per_edge]
+        if weight.shape[1:] != (channels, channels, size, size):
+            wanted = f"[S, {channels}, {channels}, {size}, {size}]"
+            raise fail(f"weights[{i}]", wanted, list(weight.shape))
+    for one in selection.reshape(-1, 6, 2).tolist():
+        for edge, (code, row) in enumerate(one):
+            if not 0 <= code < NUM_CODES:
+                raise fail(f"selection[{edge}]", f"a code in [0, {NUM_CODES})", code)
+            rows = weights[edge * per_edge].shape[0]
+            if not 0 <= row < rows:
+                raise fail(f"selection[{edge}]", f"a row in [0, {rows})", row)
+    return input if input.dim() == 5 else input[None], selection.reshape(-1, 6, 2)
+
+
+@dataclass(frozen=True)
+class _Edge:
+    """An active edge of one architecture."""
+
+    index: int
+    source: int
+    target: int
+    code: int
+    row: int
+
+    def bank(self, per_edge: int) -> int | None:
+        """The place of the weights it reads, or None."""
+        if self.code in CONVOLUTIONS:
+            return self.index * per_edge + self.code - CONV_1X1
+        return self.index * per_edge + 2 if self.code == SKIP_CONNECT and per_edge == 3 else None
+
+    def norm(self) -> int:
+        """The place of a convolution's running statistics."""
+        return self.index * 2 + self.code - CONV_1X1
+
+
+def _edges(selection: list[list[int]]) -> list[_Edge]:
+    active = active_edges(tuple(code for code, _ in selection))
+    return [
+        _Edge(index, *EDGES[index], *selection[index]) for index in range(6) if active[index]
+    ]
+
+
+def _images_of(images: Tensor, a: int) -> Tensor:
+    return images[a if images.shape[0] > 1 else 0]
+
+
+def reference(
+    images: Tensor,
+    selection: Tensor,
+    weights: list[Tensor],
+    running_mean: list[Tensor],
+    running_var: list[Tensor],
+    training: bool,
+    count_include_pad: bool,
+    eps: float,
+    dense_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same in plain torch."""
+    outputs, all_statistics = [], []
+    per_edge = len(weights) // 6
+    for a, choices in enumerate(selection.tolist()):
+        nodes: dict[int, Tensor] = {0: _images_of(images, a)}
+        statistics = images.new_zeros((6, 2, images.shape[2]))
+        for edge in _edges(choices):
+            value = nodes[edge.source]
+            bank = edge.bank(per_edge)
+            if edge.code in CONVOLUTIONS and bank is not None:
+                weight = select_row(weights[bank], edge.row, dense_grad)
+                raw = F.conv2d(F.relu(value), weight, padding=weight.shape[-1] // 2)
+                variance, mean = torch.var_mean(raw.detach(), (0, 2, 3), correction=0)
+                statistics[edge.index] = torch.stack([mean, variance])
+                running = (running_mean[edge.norm()], running_var[edge.norm()])
+                norm = Norm(torch.stack([row[edge.row] for row in running]), None, None)
+                value = reference_normalize(raw, norm, training, eps)
+            elif edge.code == AVG_POOL_3X3:
+                value = F.avg_pool2d(value, 3, 1, 1, count_include_pad=count_include_pad)
+            elif bank is not None:
+                value = F.conv2d(value, select_row(weights[bank], edge.row, dense_grad))
+            nodes[edge.target] = (
+                nodes[edge.target] + value if edge.target in nodes else value
+            )
+        outputs.append(nodes.get(3, torch.zeros_like(nodes[0])))
+        all_statistics.append(statistics)
+    output = torch.stack(outputs)
+    variance, mean = torch.var_mean(output.detach(), (1, 3, 4), correction=0)
+    return output, torch.stack(all_statistics), torch.stack([mean, variance], dim=1)
+
+
+def _convolve(images: Tensor, bank: Tensor, row: int) -> Tensor:
+    rows = torch.tensor([row])
+    output: Tensor = torch.ops.cwkernels.gather_conv(images[None], bank, rows, 1, 1, False)
+    return output
+
+
+class _Saved:
+    """What one architecture's forward pass leaves for backward, in slots of fixed number.
+
+    A slot is a tensor [1, N, C, H, W], or [0, N, C, H, W] where nothing was kept: the raw output of
+    each edge's convolution, and the inner nodes that a convolution leaves. A node that is another
+    node's own value (a lone skip) is kept once.
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        self.raw = [images.new_empty((0, *images.shape))] * 6
+        self.nodes = [images.new_empty((0, *images.shape))] * 2
+
+
+def _origins(edges: list[_Edge], per_edge: int) -> list[int]:
+    """For each node the node whose value it is: itself, or what a lone skip leads back to."""
+    origins = [0, 1, 2, 3]
+    for target in (1, 2, 3):
+        incoming = [edge for edge in edges if edge.target == target]
+        if len(incoming) == 1 and incoming[0].code == SKIP_CONNECT:
+            if incoming[0].bank(per_edge) is None:
+                origins[target] = origins[incoming[0].source]
+    return origins
+
+
+def _forward_one(
+    images: Tensor,
+    edges: list[_Edge],
+    weights: list[Tensor],
+    running: Callable[[_Edge], Tensor] | None,
+    count_include_pad: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, _Saved]:
+    """One architecture; `running` gives the statistics of an edge in evaluation."""
+    nodes: dict[int, Tensor] = {0: images}
+    rectified: dict[int, Tensor] = {}
+    statistics = images.new_zeros((6, 2, images.shape[1]))
+    saved = _Saved(images)
+    per_edge = len(weights) // 6
+    origins = _origins(edges, per_edge)
+    for edge in edges:
+        value = nodes[edge.source]
+        bank = edge.bank(per_edge)
+        origin = origins[edge.source]
+        if bank is not None and origin > 0:
+            saved.nodes[origin - 1] = value[None]
+        if edge.code in CONVOLUTIONS and bank is not None:
+            if origin not in rectified:
+                rectified[origin] = torch.relu(value)
+            raw = _convolve(rectified[origin], weights[bank], edge.row)
+            statistics[edge.index] = batch_statistics(raw[0])
+            used = statistics[edge.index] if running is None else running(edge)
+            value = normalize(raw[0], Norm(used, None, None), eps)
+            saved.raw[edge.index] = raw
+        elif edge.code == AVG_POOL_3X3:
+            value = F.avg_pool2d(value, 3, 1, 1, count_include_pad=count_include_pad)
+        elif bank is not None:
+            value = _convolve(value, weights[bank], edge.row)[0]
+        nodes[edge.target] = nodes[edge.target] + value if edge.target in nodes else value
+    output = nodes.get(3)
+    return torch.zeros_like(images) if output is None else output, statistics, saved
+
+
+def _running_of(
+    running_mean: list[Tensor], running_var: list[Tensor]
+) -> Callable[[_Edge], Tensor]:
+    return lambda edge: torch.stack(
+        [running_mean[edge.norm()][edge.row], running_var[edge.norm()][edge.row]]
+    )
+
+
+@torch.library.custom_op("cwkernels::nb201_cell", mutates_args=())
+def _nb201_cell(
+    images: Tensor,
+    selection: Tensor,
+    weights: list[Tensor],
+    running_mean: list[Tensor],
+    running_var: list[Tensor],
+    training: bool,
+    count_include_pad: bool,
+    eps: float,
+    dense_grad: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+    running = None if training else _running_of(running_mean, running_var)
+    outputs, statistics, raw, nodes = [], [], [], []
+    for a, choices in enumerate(selection.tolist()):
+        own = _images_of(images, a)
+        output, measured, saved = _forward_one(
+            own, _edges(choices), weights, running, count_include_pad, eps
+        )
+        # An output of the operation may not be one of its inputs.
+        outputs.append(output.clone() if output is own else output)
+        statistics.append(measured)
+        saved = saved if keep else _Saved(own)
+        raw += [slot if slot.shape[0] else slot.clone() for slot in saved.raw]
+        nodes += [slot if slot.shape[0] else slot.clone() for slot in saved.nodes]
+    output_statistics = torch.stack([batch_statistics(output) for output in outputs])
+    return stack(outputs), torch.stack(statistics), output_statistics, raw, nodes
+
+
+@_nb201_cell.register_fake
+def _(
+    images: Tensor,
+    selection: Tensor,
+    weights: list[Tensor],
+    running_mean: list[Tensor],
+    running_var: list[Tensor],
+    training: bool,
+    count_include_pad: bool,
+    eps: float,
+    dense_grad: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+    context = torch.library.get_ctx()
+    a = selection.shape[0]
+    _, n, c, height, width = images.shape
+
+    def slots(count: int) -> list[Tensor]:
+        sizes = [context.new_dynamic_size(min=0) for _ in range(count * a)]
+        return [_channels_last(images, size) for size in sizes]
+
+    return (
+        _channels_last(images, a),
+        images.new_empty((a, 6, 2, c)),
+        images.new_empty((a, 2, c)),
+        slots(6),
+        slots(2),
+    )
+
+
+def _channels_last(images: Tensor, architectures: int | torch.SymInt) -> Tensor:
+    _, n, c, height, width = images.shape
+    return images.new_empty((architectures, n, height, width, c)).permute(0, 1, 4, 2, 3)
+
+
+class _BankGradients:
+    """Gradients of rows of the banks, gathered over architectures in order."""
+
+    def __init__(self, weights: list[Tensor], needed: bool) -> None:
+        self.weights = weights
+        self.needed = needed
+        self.rows: list[list[int]] = [[] for _ in weights]
+        self.values: list[list[Tensor]] = [[] for _ in weights]
+
+    def add(self, bank: int, row: int, grad: Tensor, input: Tensor) -> None:
+        """The gradient of a convolution's weights from images [N, C, H, W] and its output's."""
+        if not self.needed:
+            return
+        rows, values = torch.ops.cwkernels.gather_conv_backward_weight(
+            grad[None], input[None], torch.tensor([row]), self.weights[bank].shape[-1], 1, 1
+        )
+        self.rows[bank].append(row)
+        self.values[bank].append(values)
+
+    def results(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Sorted unique rows and their values, for each bank; empty where none was read."""
+        all_rows, all_values = [], []
+        for weight, row_list, value_list in zip(
+            self.weights, self.rows, self.values, strict=True
+        ):
+            rows = torch.tensor(row_list, dtype=torch.int64)
+            values = value_list[0] if len(value_list) == 1 else None
+            if values is None:
+                empty = weight.new_empty((0, *weight.shape[1:]))
+                rows, values = sum_rows(rows, torch.cat([empty, *value_list]))
+            all_rows.append(rows)
+            all_values.append(values)
+        return all_rows, all_values
+
+
+def _backward_one(
+    grad: Tensor,
+    images: Tensor,
+    edges: list[_Edge],
+    saved: _Saved,
+    weights: list[Tensor],
+    statistics: Callable[[_Edge], Tensor],
+    gradients: _BankGradients,
+    training: bool,
+    count_include_pad: bool,
+    eps: float,
+) -> Tensor:
+    """The gradient of one architecture's images."""
+    per_edge = len(weights) // 6
+    origins = _origins(edges, per_edge)
+    node_grads: dict[int, Tensor] = {3: grad.contiguous(memory_format=torch.channels_last)}
+    rectified: dict[int, Tensor] = {}
+    for edge in reversed(edges):
+        incoming = node_grads[edge.target]
+        bank = edge.bank(per_edge)
+        origin = origins[edge.source]
+        if edge.code == AVG_POOL_3X3:
+            incoming = torch.ops.aten.avg_pool2d_backward(
+                incoming, images, [3, 3], [1, 1], [1, 1], False, count_include_pad, None
+            )
+        elif bank is not None:
+            node = images if origin == 0 else saved.nodes[origin - 1][0]
+            read = node
+            if edge.code in CONVOLUTIONS:
+                norm = Norm(statistics(edge), None, None)
+                raw = saved.raw[edge.index][0]
+                incoming = normalize_backward(incoming, raw, norm, training, eps).input
+                if origin not in rectified:
+                    rectified[origin] = torch.relu(node)
+                read = rectified[origin]
+            gradients.add(bank, edge.row, incoming, read)
+            incoming = torch.ops.cwkernels.gather_conv_backward_input(
+                incoming[None], weights[bank], torch.tensor([edge.row]), [1, *node.shape], 1, 1
+            )[0]
+            if edge.code in CONVOLUTIONS:
+                incoming = torch.ops.aten.threshold_backward(incoming, node, 0)
+        node_grads[edge.source] = (
+            node_grads[edge.source] + incoming if edge.source in node_grads else incoming
+        )
+    return node_grads.get(0, torch.zeros_like(images))
+
+
+@torch.library.custom_op("cwkernels::nb201_cell_backward", mutates_args=())
+def _nb201_cell_backward(
+    grad: Tensor,
+    images: Tensor,
+    selection: Tensor,
+    weights: list[Tensor],
+    running_mean: list[Tensor],
+    running_var: list[Tensor],
+    statistics: Tensor,
+    raw: list[Tensor],
+    nodes: list[Tensor],
+    training: bool,
+    count_include_pad: bool,
+    eps: float,
+    need_weights: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    gradients = _BankGradients(weights, need_weights)
+    image_grads = []
+    for a, choices in enumerate(selection.tolist()):
+        own = _images_of(images, a)
+        saved = _Saved(own)
+        saved.raw, saved.nodes = raw[6 * a : 6 * a + 6], nodes[2 * a : 2 * a + 2]
+        measured = statistics[a]
+        used = (
+            (lambda edge, measured=measured: measured[edge.index])
+            if training
+            else _running_of(running_mean, running_var)
+        )
+        own_grad = _backward_one(
+            grad[a],
+            own,
+            _edges(choices),
+            saved,
+            weights,
+            used,
+            gradients,
+            training,
+            count_include_pad,
+            eps,
+        )
+        image_grads.append(own_grad)
+    if images.shape[0] == len(image_grads):
+        total = stack(image_grads)
+    else:
+        total = torch.zeros_like(images)
+        for own_grad in image_grads:
+            total[0] += own_grad
+    # The gradient of a lone skip is the incoming one itself; an operation may not return that.
+    total = total.clone() if total.data_ptr() == grad.data_ptr() else total
+    return total, *gradients.results()
+
+
+@_nb201_cell_backward.register_fake
+def _(
+    grad: Tensor, images: Tensor, selection: Tensor, weights: list[Tensor], *others: Any
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    context = torch.library.get_ctx()
+    counts = [context.new_dynamic_size(min=0) for _ in weights]
+    rows = [selection.new_empty(count) for count in counts]
+    values = [
+        weight.new_empty((count, *weight.shape[1:]))
+        for count, weight in zip(counts, weights, strict=True)
+    ]
+    return _channels_last(images, images.shape[0]), rows, values
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    images, selection, weights, running_mean, running_var, *options = inputs
+    ctx.training, ctx.count_include_pad, ctx.eps, ctx.dense_grad, _ = options
+    _, statistics, output_statistics, raw, nodes = output
+    ctx.save_for_backward(
+        images, selection, statistics, *weights, *running_mean, *running_var, *raw, *nodes
+    )
+    ctx.counts = [len(group) for group in (weights, running_mean, running_var, raw, nodes)]
+    ctx.mark_non_differentiable(statistics, output_statistics, *raw, *nodes)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    images, selection, statistics, *rest = ctx.saved_tensors
+    groups = []
+    for count in ctx.counts:
+        groups.append(rest[:count])
+        rest = rest[count:]
+    weights, running_mean, running_var, raw, nodes = groups
+    needed = list(ctx.needs_input_grad[2])
+    if grad is None:
+        return (None,) * 10
+    grad_images, rows, values = torch.ops.cwkernels.nb201_cell_backward(
+        grad,
+        images,
+        selection,
+        weights,
+        running_mean,
+        running_var,
+        statistics,
+        raw,
+        nodes,
+        ctx.training,
+        ctx.count_include_pad,
+        ctx.eps,
+        any(needed),
+    )
+    grad_weights = [
+        bank_gradient(row, value, weight.shape, ctx.dense_grad)
+        if need and (ctx.dense_grad or row.shape[0])
+        else None
+        for need, row, value, weight in zip(needed, rows, values, weights, strict=True)
+    ]
+    none = [None] * len(running_mean)
+    return grad_images, None, grad_weights, none, none, None, None, None, None, None
+
+
+_nb201_cell.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,148 @@
+"""update_statistics: batch statistics into the running rows that were selected."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cwkernels.ops import _library  # noqa: F401
+from cwkernels.ops.backend import current_backend
+
+
+def update_statistics(
+    running_mean: Sequence[Tensor],
+    running_var: Sequence[Tensor],
+    num_batches_tracked: Sequence[Tensor],
+    statistics: Sequence[Tensor],
+    rows: Tensor,
+    counts: Sequence[int],
+    *,
+    momentum: float | None = 0.1,
+) -> None:
+    """Writes batch statistics into running rows, the one operation here that changes its arguments.
+
+    For each batch norm l and architecture a with rows[l, a] >= 0, in order of a, equivalent to what
+    `torch.nn.BatchNorm2d` does in training::
+
+        factor = 1 / (num_batches_tracked[l][row] + 1) if momentum is None else momentum
+        running_mean[l][row] += factor * (mean - running_mean[l][row])
+        running_var[l][row] += factor * (variance * n / (n - 1) - running_var[l][row])
+        num_batches_tracked[l][row] += 1
+
+    Rows that are not named are not touched.
+
+    Args:
+        running_mean, running_var: for each of L batch norms [S, C], written.
+        num_batches_tracked: int64 [S] each, written.
+        statistics: [A, 2, C] each, mean and biased variance.
+        rows: int64 [L, A]; -1 for an architecture that did not run this batch norm.
+        counts: n, the values a channel that each batch norm's statistics were taken over.
+        momentum: weight of the new batch; None for the exact average of all batches.
+
+    Raises:
+        ValueError: if lengths or shapes do not fit together, or a row is out of range.
+    """
+    _check(running_mean, running_var, num_batches_tracked, statistics, rows, counts)
+    operation = (
+        reference
+        if current_backend() == "reference"
+        else torch.ops.cwkernels.update_statistics.default
+    )
+    operation(
+        list(running_mean),
+        list(running_var),
+        list(num_batches_tracked),
+        list(statistics),
+        rows,
+        list(counts),
+        momentum,
+    )
+
+
+def _check(
+    running_mean: Sequence[Tensor],
+    running_var: Sequence[Tensor],
+    num_batches_tracked: Sequence[Tensor],
+    statistics: Sequence[Tensor],
+    rows: Tensor,
+    counts: Sequence[int],
+) -> None:
+    length = len(running_mean)
+    for name, values in (
+        ("running_var", running_var),
+        ("num_batches_tracked", num_batches_tracked),
+        ("statistics", statistics),
+        ("counts", counts),
+    ):
+        if len(values) != length:
+            wanted = f"{length} entries, as many as running_mean"
+            raise ValueError(f"update_statistics: {name}: wanted {wanted}, got {len(values)}")
+    if rows.dtype != torch.int64 or rows.dim() != 2 or rows.shape[0] != length:
+        got = f"{rows.dtype} {list(rows.shape)}"
+        raise ValueError(f"update_statistics: rows: wanted int64 [{length}, A], got {got}")
+    for i, (mean, measured) in enumerate(zip(running_mean, statistics, strict=True)):
+        wanted_shape = [rows.shape[1], 2, mean.shape[1]]
+        if list(measured.shape) != wanted_shape:
+            got = f"{list(measured.shape)}"
+            raise ValueError(
+                f"update_statistics: statistics[{i}]: wanted {wanted_shape}, got {got}"
+            )
+        if rows.shape[1] and not -1 <= int(rows[i].min()) <= int(rows[i].max()) < mean.shape[0]:
+            wanted = f"rows in [-1, {mean.shape[0]})"
+            raise ValueError(
+                f"update_statistics: rows[{i}]: wanted {wanted}, got {rows[i].tolist()}"
+            )
+
+
+def reference(
+    running_mean: list[Tensor],
+    running_var: list[Tensor],
+    num_batches_tracked: list[Tensor],
+    statistics: list[Tensor],
+    rows: Tensor,
+    counts: list[int],
+    momentum: float | None,
+) -> None:
+    """The same in plain torch."""
+    for i, row_of in enumerate(rows.tolist()):
+        unbias = counts[i] / max(counts[i] - 1, 1)
+        for measured, row in zip(statistics[i], row_of, strict=True):
+            if row < 0:
+                continue
+            num_batches_tracked[i][row] += 1
+            factor = momentum
+            if factor is None:
+                factor = 1 / int(num_batches_tracked[i][row])
+            running_mean[i][row].lerp_(measured[0], factor)
+            running_var[i][row].lerp_(measured[1] * unbias, factor)
+
+
+@torch.library.custom_op(
+    "cwkernels::update_statistics",
+    mutates_args=("running_mean", "running_var", "num_batches_tracked"),
+)
+def _update_statistics(
+    running_mean: list[Tensor],
+    running_var: list[Tensor],
+    num_batches_tracked: list[Tensor],
+    statistics: list[Tensor],
+    rows: Tensor,
+    counts: list[int],
+    momentum: float | None,
+) -> None:
+    reference(
+        running_mean, running_var, num_batches_tracked, statistics, rows, counts, momentum
+    )
+
+
+@_update_statistics.register_fake
+def _(
+    running_mean: list[Tensor],
+    running_var: list[Tensor],
+    num_batches_tracked: list[Tensor],
+    statistics: list[Tensor],
+    rows: Tensor,
+    counts: list[int],
+    momentum: float | None,
+) -> None:
+    return None
