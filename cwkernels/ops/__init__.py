@@ -4,6 +4,7 @@ from cwkernels.ops.backend import backend, current_backend, set_backend
 from cwkernels.ops.conv_norm import conv_norm
 from cwkernels.ops.copy_rows import copy_rows
 from cwkernels.ops.gather_conv import gather_conv
+from cwkernels.ops.inverted_bottleneck import inverted_bottleneck
 from cwkernels.ops.nb201_cell import nb201_cell
 from cwkernels.ops.norm_add import norm_add
 from cwkernels.ops.update_statistics import update_statistics
@@ -14,6 +15,7 @@ __all__ = [
     "copy_rows",
     "current_backend",
     "gather_conv",
+    "inverted_bottleneck",
     "nb201_cell",
     "norm_add",
     "set_backend",

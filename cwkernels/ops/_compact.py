@@ -46,3 +46,60 @@ def select_row(bank: Tensor, row: int, dense_grad: bool) -> Tensor:
         return bank[row]
     selected: Tensor = _SelectRow.apply(bank, row)  # type: ignore[no-untyped-call]
     return selected
+
+
+class BankGradients:
+    """Gradients of rows of the banks, gathered over architectures in order."""
+
+    def __init__(self, weights: list[Tensor], needed: bool) -> None:
+        self.weights = weights
+        self.needed = needed
+        self.rows: list[list[int]] = [[] for _ in weights]
+        self.values: list[list[Tensor]] = [[] for _ in weights]
+
+    def add(self, bank: int, row: int, values: Tensor) -> None:
+        """Takes the gradient [1, ...] of one row."""
+        self.rows[bank].append(row)
+        self.values[bank].append(values)
+
+    def add_convolution(
+        self, bank: int, row: int, grad: Tensor, input: Tensor, stride: int = 1, groups: int = 1
+    ) -> None:
+        """Takes the gradient of a convolution's weights: images [N, C, H, W] and its output's."""
+        if not self.needed:
+            return
+        _, values = torch.ops.cwkernels.gather_conv_backward_weight(
+            grad[None], input[None], torch.tensor([row]), self.weights[bank].shape[-1], stride, groups
+        )
+        self.add(bank, row, values)
+
+    def results(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Sorted unique rows and their values, for each bank; empty where none was read."""
+        all_rows, all_values = [], []
+        for weight, row_list, value_list in zip(
+            self.weights, self.rows, self.values, strict=True
+        ):
+            rows = torch.tensor(row_list, dtype=torch.int64)
+            values = value_list[0] if len(value_list) == 1 else None
+            if values is None:
+                empty = weight.new_empty((0, *weight.shape[1:]))
+                rows, values = sum_rows(rows, torch.cat([empty, *value_list]))
+            all_rows.append(rows)
+            all_values.append(values)
+        return all_rows, all_values
+
+
+def bank_gradients(
+    rows: Sequence[Tensor],
+    values: Sequence[Tensor],
+    banks: Sequence[Tensor],
+    needed: Sequence[bool],
+    dense_grad: bool,
+) -> list[Tensor | None]:
+    """`bank_gradient` of each bank that needs one and, if compact, was read."""
+    return [
+        bank_gradient(row, value, bank.shape, dense_grad)
+        if need and (dense_grad or row.shape[0])
+        else None
+        for need, row, value, bank in zip(needed, rows, values, banks, strict=True)
+    ]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cwkernels.ops import _library  # noqa: F401
-from cwkernels.ops._compact import bank_gradient, select_row, sum_rows
+from cwkernels.ops._compact import BankGradients, bank_gradients, select_row
 from cwkernels.ops._norm import (
     Norm,
     batch_statistics,
@@ -20,6 +20,7 @@ from cwkernels.ops._norm import (
     reference_normalize,
     stack,
 )
+from cwkernels.ops._images import channels_last, images_of, sum_shared
 from cwkernels.ops.backend import current_backend
 
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
@@ -190,10 +191,6 @@ def _edges(selection: list[list[int]]) -> list[_Edge]:
     ]
 
 
-def _images_of(images: Tensor, a: int) -> Tensor:
-    return images[a if images.shape[0] > 1 else 0]
-
-
 def reference(
     images: Tensor,
     selection: Tensor,
@@ -209,7 +206,7 @@ def reference(
     outputs, all_statistics = [], []
     per_edge = len(weights) // 6
     for a, choices in enumerate(selection.tolist()):
-        nodes: dict[int, Tensor] = {0: _images_of(images, a)}
+        nodes: dict[int, Tensor] = {0: images_of(images, a)}
         statistics = images.new_zeros((6, 2, images.shape[2]))
         for edge in _edges(choices):
             value = nodes[edge.source]
@@ -328,7 +325,7 @@ def _nb201_cell(
     running = None if training else _running_of(running_mean, running_var)
     outputs, statistics, raw, nodes = [], [], [], []
     for a, choices in enumerate(selection.tolist()):
-        own = _images_of(images, a)
+        own = images_of(images, a)
         output, measured, saved = _forward_one(
             own, _edges(choices), weights, running, count_include_pad, eps
         )
@@ -361,55 +358,15 @@ def _(
 
     def slots(count: int) -> list[Tensor]:
         sizes = [context.new_dynamic_size(min=0) for _ in range(count * a)]
-        return [_channels_last(images, size) for size in sizes]
+        return [channels_last(images, size) for size in sizes]
 
     return (
-        _channels_last(images, a),
+        channels_last(images, a),
         images.new_empty((a, 6, 2, c)),
         images.new_empty((a, 2, c)),
         slots(6),
         slots(2),
     )
-
-
-def _channels_last(images: Tensor, architectures: int | torch.SymInt) -> Tensor:
-    _, n, c, height, width = images.shape
-    return images.new_empty((architectures, n, height, width, c)).permute(0, 1, 4, 2, 3)
-
-
-class _BankGradients:
-    """Gradients of rows of the banks, gathered over architectures in order."""
-
-    def __init__(self, weights: list[Tensor], needed: bool) -> None:
-        self.weights = weights
-        self.needed = needed
-        self.rows: list[list[int]] = [[] for _ in weights]
-        self.values: list[list[Tensor]] = [[] for _ in weights]
-
-    def add(self, bank: int, row: int, grad: Tensor, input: Tensor) -> None:
-        """The gradient of a convolution's weights from images [N, C, H, W] and its output's."""
-        if not self.needed:
-            return
-        rows, values = torch.ops.cwkernels.gather_conv_backward_weight(
-            grad[None], input[None], torch.tensor([row]), self.weights[bank].shape[-1], 1, 1
-        )
-        self.rows[bank].append(row)
-        self.values[bank].append(values)
-
-    def results(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Sorted unique rows and their values, for each bank; empty where none was read."""
-        all_rows, all_values = [], []
-        for weight, row_list, value_list in zip(
-            self.weights, self.rows, self.values, strict=True
-        ):
-            rows = torch.tensor(row_list, dtype=torch.int64)
-            values = value_list[0] if len(value_list) == 1 else None
-            if values is None:
-                empty = weight.new_empty((0, *weight.shape[1:]))
-                rows, values = sum_rows(rows, torch.cat([empty, *value_list]))
-            all_rows.append(rows)
-            all_values.append(values)
-        return all_rows, all_values
 
 
 def _backward_one(
@@ -419,7 +376,7 @@ def _backward_one(
     saved: _Saved,
     weights: list[Tensor],
     statistics: Callable[[_Edge], Tensor],
-    gradients: _BankGradients,
+    gradients: BankGradients,
     training: bool,
     count_include_pad: bool,
     eps: float,
@@ -447,7 +404,7 @@ def _backward_one(
                 if origin not in rectified:
                     rectified[origin] = torch.relu(node)
                 read = rectified[origin]
-            gradients.add(bank, edge.row, incoming, read)
+            gradients.add_convolution(bank, edge.row, incoming, read)
             incoming = torch.ops.cwkernels.gather_conv_backward_input(
                 incoming[None], weights[bank], torch.tensor([edge.row]), [1, *node.shape], 1, 1
             )[0]
@@ -475,10 +432,10 @@ def _nb201_cell_backward(
     eps: float,
     need_weights: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    gradients = _BankGradients(weights, need_weights)
+    gradients = BankGradients(weights, need_weights)
     image_grads = []
     for a, choices in enumerate(selection.tolist()):
-        own = _images_of(images, a)
+        own = images_of(images, a)
         saved = _Saved(own)
         saved.raw, saved.nodes = raw[6 * a : 6 * a + 6], nodes[2 * a : 2 * a + 2]
         measured = statistics[a]
@@ -500,12 +457,7 @@ def _nb201_cell_backward(
             eps,
         )
         image_grads.append(own_grad)
-    if images.shape[0] == len(image_grads):
-        total = stack(image_grads)
-    else:
-        total = torch.zeros_like(images)
-        for own_grad in image_grads:
-            total[0] += own_grad
+    total = sum_shared(image_grads, images)
     # The gradient of a lone skip is the incoming one itself; an operation may not return that.
     total = total.clone() if total.data_ptr() == grad.data_ptr() else total
     return total, *gradients.results()
@@ -522,7 +474,7 @@ def _(
         weight.new_empty((count, *weight.shape[1:]))
         for count, weight in zip(counts, weights, strict=True)
     ]
-    return _channels_last(images, images.shape[0]), rows, values
+    return channels_last(images, images.shape[0]), rows, values
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -562,12 +514,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         ctx.eps,
         any(needed),
     )
-    grad_weights = [
-        bank_gradient(row, value, weight.shape, ctx.dense_grad)
-        if need and (ctx.dense_grad or row.shape[0])
-        else None
-        for need, row, value, weight in zip(needed, rows, values, weights, strict=True)
-    ]
+    grad_weights = bank_gradients(rows, values, weights, needed, ctx.dense_grad)
     none = [None] * len(running_mean)
     return grad_images, None, grad_weights, none, none, None, None, None, None, None
 

@@ -1,0 +1,471 @@
+"""inverted_bottleneck: a NAS-Bench-Macro layer, running what its architecture chose."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cwkernels.ops import _library  # noqa: F401
+from cwkernels.ops._compact import BankGradients, bank_gradients, select_row
+from cwkernels.ops._images import channels_last, images_of, sum_shared
+from cwkernels.ops._norm import (
+    Norm,
+    batch_statistics,
+    check_batch,
+    normalize,
+    normalize_backward,
+    reference_normalize,
+    stack,
+)
+from cwkernels.ops.backend import current_backend
+
+IDENTITY, K3_E3, K5_E6 = range(3)
+NUM_CODES = 3
+KERNEL_SIZES = {K3_E3: 3, K5_E6: 5}
+PROJECTION = 6  # the place of a strided identity's bank, after three of each bottleneck
+
+
+def statistics_slice(weights: Sequence[Tensor], bank: int) -> slice:
+    """Where the statistics of a bank's output lie in the last dimension that the layer returns.
+
+    The layout is [expanded | depthwise | projected], as wide as the largest candidate needs.
+    """
+    hidden = weights[3].shape[1]
+    place = 2 if bank == PROJECTION else bank % 3
+    return slice(place * hidden, place * hidden + weights[bank].shape[1])
+
+
+def inverted_bottleneck(
+    input: Tensor,
+    selection: Tensor,
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    shifts: Sequence[Tensor],
+    running_mean: Sequence[Tensor],
+    running_var: Sequence[Tensor],
+    *,
+    stride: int = 1,
+    training: bool,
+    eps: float = 1e-5,
+    recompute: bool = False,
+    dense_grad: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Runs a layer: 0 identity, 1 bottleneck k3 e3, 2 bottleneck k5 e6 (NAS-Bench-Macro).
+
+    Equivalent, for one architecture that chose a bottleneck, to this with the row's weights::
+
+        h = F.relu(bn(F.conv2d(x, expand)))
+        h = F.relu(bn(F.conv2d(h, depthwise, stride=stride, padding=R // 2, groups=hidden)))
+        y = bn(F.conv2d(h, project))
+        return y + x  # where the shapes agree
+
+    The identity is `x` itself, or ``bn(F.conv2d(x, projection, stride=stride))`` where the layer
+    has that bank (a strided layer).
+
+    Args:
+        input: [N, C, H, W], shared by all architectures, or [A, N, C, H, W].
+        selection: int64 [2] or [A, 2] on the CPU: the operation's code and the row of its banks.
+        weights: banks [S, ...]: expand [S, E, C, 1, 1], depthwise [S, E, 1, R, R], project
+            [S, K, E, 1, 1] of code 1, the same of code 2 and, in a strided layer, the identity's
+            projection [S, K, C, 1, 1].
+        scales, shifts: the affine maps of the batch norms behind them, [S, channels] each.
+        running_mean, running_var: [S, channels] each; read in evaluation.
+        stride: of the depthwise convolution and the projection, 1 or 2.
+        training: normalise by batch statistics (each architecture's own), else by running ones.
+        eps: added to the variance.
+        recompute: keep neither hidden tensor for backward but run both convolutions again.
+        dense_grad: ordinary gradients of the banks instead of compact ones (`gather_conv`).
+
+    Returns:
+        The output, with A in front if the selection has it, channels-last; and the statistics
+        [..., 2, width], mean and biased variance, laid out by `statistics_slice`, zero where
+        nothing was convolved.
+
+    Raises:
+        ValueError: if shapes do not fit together, or a code or row is out of range.
+    """
+    images, choices = _check(input, selection, weights, scales, shifts, running_mean, running_var)
+    if training:
+        check_batch("inverted_bottleneck", input.shape, stride)
+    groups = [list(banks) for banks in (weights, scales, shifts, running_mean, running_var)]
+    if current_backend() == "reference":
+        output, statistics = reference(images, choices, *groups, stride, training, eps, dense_grad)
+    else:
+        output, statistics = torch.ops.cwkernels.inverted_bottleneck(
+            images,
+            choices,
+            *groups,
+            stride,
+            training,
+            eps,
+            recompute,
+            dense_grad,
+            torch.is_grad_enabled(),
+        )[:2]
+    return (output, statistics) if selection.dim() == 2 else (output[0], statistics[0])
+
+
+def _check(
+    input: Tensor, selection: Tensor, weights: Sequence[Tensor], *norms: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The images [A or 1, N, C, H, W] and the selection [A, 2]."""
+
+    def fail(argument: str, wanted: str, got: object) -> ValueError:
+        return ValueError(f"inverted_bottleneck: {argument}: wanted {wanted}, got {got}")
+
+    if selection.dtype != torch.int64 or selection.dim() > 2 or selection.shape[-1:] != (2,):
+        raise fail("selection", "int64 [2] or [A, 2]", list(selection.shape))
+    several = selection.dim() == 2
+    if input.dim() != 4 and not (
+        several and input.dim() == 5 and input.shape[0] == selection.shape[0]
+    ):
+        wanted = "[N, C, H, W]" + (f" or [{selection.shape[0]}, N, C, H, W]" if several else "")
+        raise fail("input", wanted, list(input.shape))
+    if len(weights) not in (PROJECTION, PROJECTION + 1):
+        raise fail("weights", "6 banks, or 7 in a strided layer", len(weights))
+    for name, tensors in zip(
+        ("scales", "shifts", "running_mean", "running_var"), norms, strict=True
+    ):
+        shapes = [list(tensor.shape) for tensor in tensors]
+        wanted_shapes = [list(weight.shape[:2]) for weight in weights]
+        if shapes != wanted_shapes:
+            raise fail(name, str(wanted_shapes), shapes)
+    for index in (0, 3, *range(PROJECTION, len(weights))):
+        if weights[index].shape[2] != input.shape[-3]:
+            raise fail("input", f"{weights[index].shape[2]} channels", input.shape[-3])
+    for code, row in selection.reshape(-1, 2).tolist():
+        if not 0 <= code < NUM_CODES:
+            raise fail("selection", f"a code in [0, {NUM_CODES})", code)
+        if not 0 <= row < weights[0].shape[0]:
+            raise fail("selection", f"a row in [0, {weights[0].shape[0]})", row)
+    return input if input.dim() == 5 else input[None], selection.reshape(-1, 2)
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """One convolution of a candidate."""
+
+    bank: int
+    stride: int
+    groups: int
+    relu: bool  # behind its batch norm
+
+
+def _chain(code: int, weights: Sequence[Tensor], stride: int) -> list[_Convolution]:
+    """The convolutions that a choice runs; none for a plain identity."""
+    if code == IDENTITY:
+        return [_Convolution(PROJECTION, stride, 1, False)] if len(weights) > PROJECTION else []
+    first = (code - K3_E3) * 3
+    return [
+        _Convolution(first, 1, 1, True),
+        _Convolution(first + 1, stride, weights[first + 1].shape[1], True),
+        _Convolution(first + 2, 1, 1, False),
+    ]
+
+
+def _has_residual(code: int, weights: Sequence[Tensor], stride: int) -> bool:
+    return code != IDENTITY and stride == 1 and weights[2].shape[1] == weights[0].shape[2]
+
+
+def _width(weights: Sequence[Tensor]) -> int:
+    return 2 * weights[3].shape[1] + weights[2].shape[1]
+
+
+def reference(
+    images: Tensor,
+    selection: Tensor,
+    weights: list[Tensor],
+    scales: list[Tensor],
+    shifts: list[Tensor],
+    running_mean: list[Tensor],
+    running_var: list[Tensor],
+    stride: int,
+    training: bool,
+    eps: float,
+    dense_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """The same in plain torch."""
+    outputs, all_statistics = [], []
+    for a, (code, row) in enumerate(selection.tolist()):
+        value = own = images_of(images, a)
+        statistics = images.new_zeros((2, _width(weights)))
+        for conv in _chain(code, weights, stride):
+            i = conv.bank
+            weight, scale, shift = (
+                select_row(banks[i], row, dense_grad) for banks in (weights, scales, shifts)
+            )
+            padding = weight.shape[-1] // 2
+            raw = F.conv2d(value, weight, None, conv.stride, padding, groups=conv.groups)
+            variance, mean = torch.var_mean(raw.detach(), (0, 2, 3), correction=0)
+            statistics[:, statistics_slice(weights, i)] = torch.stack([mean, variance])
+            running = torch.stack([running_mean[i][row], running_var[i][row]])
+            value = reference_normalize(raw, Norm(running, scale, shift), training, eps)
+            value = F.relu(value) if conv.relu else value
+        outputs.append(value + own if _has_residual(code, weights, stride) else value)
+        all_statistics.append(statistics)
+    return torch.stack(outputs), torch.stack(all_statistics)
+
+
+def _convolve(images: Tensor, weights: list[Tensor], conv: _Convolution, row: int) -> Tensor:
+    output: Tensor = torch.ops.cwkernels.gather_conv(
+        images[None], weights[conv.bank], torch.tensor([row]), conv.stride, conv.groups, False
+    )
+    return output[0]
+
+
+def _activate(raw: Tensor, norm: Norm, conv: _Convolution, eps: float) -> Tensor:
+    value = normalize(raw, norm, eps)
+    return value.relu_() if conv.relu else value
+
+
+class _Layer:
+    """The banks of a layer and how it runs: what forward and backward share."""
+
+    def __init__(
+        self,
+        weights: list[Tensor],
+        scales: list[Tensor],
+        shifts: list[Tensor],
+        running_mean: list[Tensor],
+        running_var: list[Tensor],
+        stride: int,
+        training: bool,
+        eps: float,
+    ) -> None:
+        self.weights = weights
+        self.scales = scales
+        self.shifts = shifts
+        self.running_mean = running_mean
+        self.running_var = running_var
+        self.stride = stride
+        self.training = training
+        self.eps = eps
+
+    def norm(self, bank: int, row: int, measured: Tensor) -> Norm:
+        """What normalises a bank's output: `measured` [2, width] in training."""
+        if self.training:
+            statistics = measured[:, statistics_slice(self.weights, bank)]
+        else:
+            statistics = torch.stack([self.running_mean[bank][row], self.running_var[bank][row]])
+        return Norm(statistics, self.scales[bank][row], self.shifts[bank][row])
+
+    def forward(self, images: Tensor, code: int, row: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Output, statistics [2, width] and the raw tensors, in the chain's order."""
+        measured = images.new_zeros((2, _width(self.weights)))
+        value, raws = images, []
+        for conv in _chain(code, self.weights, self.stride):
+            raw = _convolve(value, self.weights, conv, row)
+            measured[:, statistics_slice(self.weights, conv.bank)] = batch_statistics(raw)
+            value = _activate(raw, self.norm(conv.bank, row, measured), conv, self.eps)
+            raws.append(raw)
+        if _has_residual(code, self.weights, self.stride):
+            value += images
+        return value, measured, raws
+
+    def backward(
+        self,
+        grad: Tensor,
+        images: Tensor,
+        choice: tuple[int, int],
+        measured: Tensor,
+        raws: list[Tensor | None],
+        gradients: tuple[BankGradients, BankGradients, BankGradients],
+    ) -> Tensor:
+        """The gradient of the images; those of the banks go into `gradients`."""
+        code, row = choice
+        chain = _chain(code, self.weights, self.stride)
+        norms = [self.norm(conv.bank, row, measured) for conv in chain]
+        loaded, known = [images], []
+        for i, conv in enumerate(chain):
+            raw = raws[i]
+            known.append(_convolve(loaded[i], self.weights, conv, row) if raw is None else raw)
+            if i + 1 < len(chain):
+                loaded.append(_activate(known[i], norms[i], conv, self.eps))
+        incoming = grad.contiguous(memory_format=torch.channels_last)
+        for i, conv in reversed(list(enumerate(chain))):
+            if conv.relu:
+                incoming = torch.ops.aten.threshold_backward(incoming, loaded[i + 1], 0)
+            normed = normalize_backward(incoming, known[i], norms[i], self.training, self.eps)
+            weight, scale, shift = gradients
+            if normed.scale is not None and normed.shift is not None:
+                scale.add(conv.bank, row, normed.scale[None])
+                shift.add(conv.bank, row, normed.shift[None])
+            weight.add_convolution(
+                conv.bank, row, normed.input, loaded[i], conv.stride, conv.groups
+            )
+            incoming = torch.ops.cwkernels.gather_conv_backward_input(
+                normed.input[None],
+                self.weights[conv.bank],
+                torch.tensor([row]),
+                [1, *loaded[i].shape],
+                conv.stride,
+                conv.groups,
+            )[0]
+        return incoming + grad if _has_residual(code, self.weights, self.stride) else incoming
+
+
+@torch.library.custom_op("cwkernels::inverted_bottleneck", mutates_args=())
+def _inverted_bottleneck(
+    images: Tensor,
+    selection: Tensor,
+    weights: list[Tensor],
+    scales: list[Tensor],
+    shifts: list[Tensor],
+    running_mean: list[Tensor],
+    running_var: list[Tensor],
+    stride: int,
+    training: bool,
+    eps: float,
+    recompute: bool,
+    dense_grad: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    layer = _Layer(
+        weights, scales, shifts, running_mean, running_var, stride, training, eps
+    )
+    outputs, statistics, slots = [], [], []
+    for a, (code, row) in enumerate(selection.tolist()):
+        own = images_of(images, a)
+        output, measured, raws = layer.forward(own, code, row)
+        outputs.append(output if raws else output.clone())
+        statistics.append(measured)
+        if not keep:
+            raws = []
+        elif recompute:
+            raws = raws[-1:]
+        empty = [images.new_empty((0, 0, 0, 0)) for _ in range(3 - len(raws))]
+        slots += [*empty, *raws]
+    return stack(outputs), torch.stack(statistics), slots
+
+
+def _output_like(images: Tensor, a: int, weights: list[Tensor], stride: int) -> Tensor:
+    _, n, _, height, width = images.shape
+    size = (a, n, (height - 1) // stride + 1, (width - 1) // stride + 1, weights[2].shape[1])
+    return images.new_empty(size).permute(0, 1, 4, 2, 3)
+
+
+@_inverted_bottleneck.register_fake
+def _(
+    images: Tensor,
+    selection: Tensor,
+    weights: list[Tensor],
+    scales: list[Tensor],
+    shifts: list[Tensor],
+    running_mean: list[Tensor],
+    running_var: list[Tensor],
+    stride: int,
+    *options: Any,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    context = torch.library.get_ctx()
+    a = selection.shape[0]
+    slots = []
+    for _ in range(3 * a):
+        n, height, width, channels = (context.new_dynamic_size(min=0) for _ in range(4))
+        slots.append(images.new_empty((n, height, width, channels)).permute(0, 3, 1, 2))
+    statistics = images.new_empty((a, 2, _width(weights)))
+    return _output_like(images, a, weights, stride), statistics, slots
+
+
+@torch.library.custom_op("cwkernels::inverted_bottleneck_backward", mutates_args=())
+def _inverted_bottleneck_backward(
+    grad: Tensor,
+    images: Tensor,
+    selection: Tensor,
+    weights: list[Tensor],
+    scales: list[Tensor],
+    shifts: list[Tensor],
+    running_mean: list[Tensor],
+    running_var: list[Tensor],
+    statistics: Tensor,
+    slots: list[Tensor],
+    stride: int,
+    training: bool,
+    eps: float,
+    need_weights: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    layer = _Layer(
+        weights, scales, shifts, running_mean, running_var, stride, training, eps
+    )
+    gradients = (
+        BankGradients(weights, need_weights),
+        BankGradients(scales, True),
+        BankGradients(shifts, True),
+    )
+    image_grads = []
+    for a, (code, row) in enumerate(selection.tolist()):
+        length = len(_chain(code, weights, stride))
+        raws = [slot if slot.shape[0] else None for slot in slots[3 * a : 3 * a + 3]]
+        own_grad = layer.backward(
+            grad[a],
+            images_of(images, a),
+            (code, row),
+            statistics[a],
+            raws[3 - length :],
+            gradients,
+        )
+        image_grads.append(own_grad if length else own_grad.clone())
+    rows, values = [], []
+    for group in gradients:
+        group_rows, group_values = group.results()
+        rows += group_rows
+        values += group_values
+    return sum_shared(image_grads, images), rows, values
+
+
+@_inverted_bottleneck_backward.register_fake
+def _(
+    grad: Tensor,
+    images: Tensor,
+    selection: Tensor,
+    weights: list[Tensor],
+    scales: list[Tensor],
+    shifts: list[Tensor],
+    *others: Any,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    context = torch.library.get_ctx()
+    banks = [*weights, *scales, *shifts]
+    counts = [context.new_dynamic_size(min=0) for _ in banks]
+    rows = [selection.new_empty(count) for count in counts]
+    values = [
+        bank.new_empty((count, *bank.shape[1:]))
+        for count, bank in zip(counts, banks, strict=True)
+    ]
+    return channels_last(images, images.shape[0]), rows, values
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    images, selection, *groups = inputs[:7]
+    stride, training, eps, _, ctx.dense_grad, _ = inputs[7:]
+    ctx.options = (stride, training, eps)
+    _, statistics, slots = output
+    ctx.length = len(groups[0])
+    banks = [bank for group in groups for bank in group]
+    ctx.save_for_backward(images, selection, statistics, *banks, *slots)
+    ctx.mark_non_differentiable(statistics, *slots)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 13
+    images, selection, statistics, *rest = ctx.saved_tensors
+    groups = [rest[i * ctx.length : (i + 1) * ctx.length] for i in range(5)]
+    slots = rest[5 * ctx.length :]
+    needed = ctx.needs_input_grad
+    grad_images, rows, values = torch.ops.cwkernels.inverted_bottleneck_backward(
+        grad, images, selection, *groups, statistics, slots, *ctx.options, any(needed[2])
+    )
+    grads = []
+    for i in range(3):
+        own = slice(i * ctx.length, (i + 1) * ctx.length)
+        grads.append(
+            bank_gradients(rows[own], values[own], groups[i], needed[2 + i], ctx.dense_grad)
+        )
+    none = [None] * ctx.length
+    return grad_images, None, *grads, none, none, None, None, None, None, None, None
+
+
+_inverted_bottleneck.register_autograd(_backward, setup_context=_setup_context)
