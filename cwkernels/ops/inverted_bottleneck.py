@@ -442,7 +442,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -
     ctx.options = (stride, training, eps)
     _, statistics, slots = output
     ctx.length = len(groups[0])
-    banks = [bank for group in groups for bank in group]
+    # In training running statistics are not read in backward, and free to be updated before it.
+    banks = [bank for group in groups[: 3 if training else 5] for bank in group]
     ctx.save_for_backward(images, selection, statistics, *banks, *slots)
     ctx.mark_non_differentiable(statistics, *slots)
     ctx.set_materialize_grads(False)
@@ -452,8 +453,10 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad is None:
         return (None,) * 13
     images, selection, statistics, *rest = ctx.saved_tensors
-    groups = [rest[i * ctx.length : (i + 1) * ctx.length] for i in range(5)]
-    slots = rest[5 * ctx.length :]
+    slots = rest[-3 * selection.shape[0] :] if selection.shape[0] else []
+    groups = [rest[i * ctx.length : (i + 1) * ctx.length] for i in range(3)]
+    running = rest[3 * ctx.length : len(rest) - len(slots)]
+    groups += [running[: ctx.length], running[ctx.length :]]
     needed = ctx.needs_input_grad
     grad_images, rows, values = torch.ops.cwkernels.inverted_bottleneck_backward(
         grad, images, selection, *groups, statistics, slots, *ctx.options, any(needed[2])

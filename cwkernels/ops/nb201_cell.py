@@ -481,6 +481,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -
     images, selection, weights, running_mean, running_var, *options = inputs
     ctx.training, ctx.count_include_pad, ctx.eps, ctx.dense_grad, _ = options
     _, statistics, output_statistics, raw, nodes = output
+    ctx.running_count = len(running_mean)
+    if ctx.training:
+        # Not read in backward, and free to be updated before it.
+        running_mean = running_var = []
     ctx.save_for_backward(
         images, selection, statistics, *weights, *running_mean, *running_var, *raw, *nodes
     )
@@ -515,7 +519,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         any(needed),
     )
     grad_weights = bank_gradients(rows, values, weights, needed, ctx.dense_grad)
-    none = [None] * len(running_mean)
+    none = [None] * ctx.running_count
     return grad_images, None, grad_weights, none, none, None, None, None, None, None
 
 

@@ -1,0 +1,94 @@
+"""The NAS-Bench-Macro super-network (paper section 3.3, appendix A)."""
+
+from torch import Tensor, nn
+
+from cwkernels.networks.standalone import MacroNetwork, cut_macro
+from cwkernels.networks.supernet import ConvNormLayer, Recorder, SuperNetwork
+from cwkernels.nn import MacroLayer
+from cwkernels.spaces import macro as macro_space
+from cwkernels.spaces.macro import HEAD, LAYERS, STEM
+
+
+class MacroSuperNetwork(SuperNetwork):
+    """See `cw.networks.macro`, which makes it."""
+
+    def __init__(
+        self, *, num_classes: int, reserve: bool, dense_grad: bool, recompute: bool
+    ) -> None:
+        super().__init__(macro_space(), reserve=reserve)
+        self.stem = ConvNormLayer(STEM.in_channels, STEM.out_channels, 3, relu=True)
+        self.layers = nn.ModuleList(
+            MacroLayer(
+                layer,
+                self._maps()[d],
+                d,
+                capacity=self._capacities()[d],
+                recompute=recompute,
+                dense_grad=dense_grad,
+            )
+            for d, layer in enumerate(LAYERS)
+        )
+        self.head = ConvNormLayer(HEAD.in_channels, HEAD.out_channels, 1, relu=True)
+        self.classifier = nn.Linear(HEAD.out_channels, num_classes)
+
+    def forward(self, images: Tensor, arch: Tensor) -> Tensor:
+        """Logits of images for one architecture or several.
+
+        Args:
+            images: [N, 3, H, W], shared by all architectures, or [A, N, 3, H, W].
+            arch: int64 [8] or [A, 8].
+
+        Returns:
+            [N, num_classes] or [A, N, num_classes].
+        """
+        selection, recorder = self._begin(images, arch)
+        value = self.stem(images, recorder)
+        for d, layer in enumerate(self.layers):
+            value, measured = layer(value, selection[..., d, :])
+            recorder.measurements += measured
+        value = self.head(value, recorder)
+        if self.training:
+            recorder.write(self.statistics_momentum)
+        logits: Tensor = self.classifier(value.mean((-2, -1)))
+        return logits
+
+    def standalone(self, arch: Tensor) -> MacroNetwork:
+        """A plain torch network of one architecture, with this network's weights.
+
+        It holds no cwkernels inside: stock modules, weights and running statistics copied from the
+        rows that the architecture reads. Its parameters and multiply-adds are those that
+        NAS-Bench-Macro lists.
+
+        Args:
+            arch: int64 [8].
+        """
+        return cut_macro(self, self.space.check(arch.cpu()))
+
+
+def macro(
+    *,
+    num_classes: int = 10,
+    reserve: bool = False,
+    dense_grad: bool = False,
+    recompute: bool = False,
+) -> MacroSuperNetwork:
+    """The NAS-Bench-Macro super-network of the paper (table 3): `net(images, arch)` gives logits.
+
+    Stem conv3x3, BN, ReLU; eight layers of identity or inverted bottleneck; conv1x1 to 1280, BN,
+    ReLU, global average, linear: 4,221,386 parameters before the split.
+
+    Args:
+        num_classes: logits.
+        reserve: allocate all rows at the start, so that no tensor changes size at a split.
+        dense_grad: banks get ordinary gradients, zero for unselected sets, for gradcheck or any
+            `torch.optim` optimizer; weight decay and momentum then move unselected sets too.
+        recompute: keep no hidden tensors for backward but compute them again: less memory.
+
+    Raises:
+        ValueError: if num_classes is below 1.
+    """
+    if num_classes < 1:
+        raise ValueError(f"networks.macro: num_classes: wanted at least 1, got {num_classes}")
+    return MacroSuperNetwork(
+        num_classes=num_classes, reserve=reserve, dense_grad=dense_grad, recompute=recompute
+    )

@@ -1,0 +1,164 @@
+"""The NAS-Bench-201 super-network (paper section 3.3, appendix A)."""
+
+import torch
+from torch import Tensor, nn
+
+from cwkernels import ops
+from cwkernels.networks.standalone import NB201Network, cut_nb201
+from cwkernels.networks.supernet import ConvNormLayer, Recorder, SuperNetwork, pixel_count
+from cwkernels.nn import FixedNorm, NB201Cell, ResidualReduction
+from cwkernels.spaces.nb201 import NB201, NOR_CONV_1X1, NOR_CONV_3X3, SKIP_CONNECT, live
+
+STAGES = 3
+
+
+class NB201SuperNetwork(SuperNetwork):
+    """See `cw.networks.nb201`, which makes it."""
+
+    def __init__(
+        self,
+        space: NB201,
+        *,
+        channels: int,
+        cells_per_stage: int,
+        num_classes: int,
+        skip_projection: bool,
+        count_include_pad: bool,
+        reserve: bool,
+        dense_grad: bool,
+    ) -> None:
+        super().__init__(space, reserve=reserve)
+        has_skip = any(c.code == SKIP_CONNECT for c in space.decisions[0].candidates)
+        self.skip_projection = skip_projection and has_skip
+        self.count_include_pad = count_include_pad
+        self.stem = ConvNormLayer(3, channels, 3, relu=False)
+        self.cells = nn.ModuleList()
+        for stage in range(STAGES):
+            width = channels << stage
+            if stage:
+                self.cells.append(ResidualReduction(width // 2, width))
+            for _ in range(cells_per_stage):
+                cell = NB201Cell(
+                    width,
+                    self._maps(),
+                    self._capacities(),
+                    skip_projection=self.skip_projection,
+                    count_include_pad=count_include_pad,
+                    dense_grad=dense_grad,
+                )
+                self.cells.append(cell)
+        self.head_norm = FixedNorm(width)
+        self.classifier = nn.Linear(width, num_classes)
+
+    def forward(self, images: Tensor, arch: Tensor) -> Tensor:
+        """Logits of images for one architecture or several.
+
+        Args:
+            images: [N, 3, H, W], shared by all architectures, or [A, N, 3, H, W].
+            arch: int64 [6] or [A, 6].
+
+        Returns:
+            [N, num_classes] or [A, N, num_classes].
+        """
+        selection, recorder = self._begin(images, arch)
+        norm_rows = _norm_rows(selection.reshape(-1, *selection.shape[-2:]))
+        value = self.stem(images, recorder)
+        statistics = None
+        for cell in self.cells:
+            if isinstance(cell, NB201Cell):
+                value, statistics, measured = cell(value, selection, norm_rows)
+                recorder.measurements += measured
+            else:
+                value, fixed = cell(value)
+                for norm, own, count in fixed:
+                    recorder.fixed(norm, own, count)
+        logits = self._head(value, statistics, recorder)
+        if self.training:
+            recorder.write(self.statistics_momentum)
+        return logits
+
+    def _head(self, value: Tensor, statistics: Tensor, recorder: Recorder) -> Tensor:
+        recorder.fixed(self.head_norm, statistics, pixel_count(value))
+        normalized = ops.norm_add(
+            value,
+            self.head_norm.used(statistics),
+            self.head_norm.weight,
+            self.head_norm.bias,
+            relu=True,
+            training=self.training,
+        )
+        logits: Tensor = self.classifier(normalized.mean((-2, -1)))
+        return logits
+
+    def standalone(self, arch: Tensor) -> NB201Network:
+        """A plain torch network of one architecture, with this network's weights.
+
+        It holds no cwkernels inside: stock modules, dead convolutions left out, weights and running
+        statistics copied from the rows that the architecture reads.
+
+        Args:
+            arch: int64 [6].
+        """
+        return cut_nb201(self, self.space.check(arch.cpu()))
+
+
+def _norm_rows(selection: Tensor) -> Tensor:
+    """Which row each batch norm of a cell updates: [A, 6, 2] to [12, A], -1 where it is not run."""
+    codes, rows = selection.unbind(-1)
+    alive = live(codes)
+    per_code = [rows.where(alive & (codes == code), -1) for code in (NOR_CONV_1X1, NOR_CONV_3X3)]
+    return torch.stack(per_code, dim=-1).permute(1, 2, 0).reshape(12, -1)
+
+
+def nb201(
+    space: NB201,
+    *,
+    channels: int = 16,
+    cells_per_stage: int = 2,
+    num_classes: int = 10,
+    skip_projection: bool = False,
+    count_include_pad: bool = False,
+    reserve: bool = False,
+    dense_grad: bool = False,
+) -> NB201SuperNetwork:
+    """The NAS-Bench-201 super-network of the paper (table 2): `net(images, arch)` gives logits.
+
+    Stem conv3x3 and BN; three stages of cells at `channels`, twice and four times that; a fixed
+    residual block of stride 2 between stages; BN, ReLU, global average, linear.
+
+    Args:
+        space: `cw.spaces.nb201(...)`.
+        channels: of the first stage.
+        cells_per_stage: 2 in the paper, 5 in the benchmark's own networks.
+        num_classes: logits.
+        skip_projection: give Skip a bias-free 1x1 convolution: table 2's 782,938 parameters,
+            instead of the 718,426 of the paper's text.
+        count_include_pad: average pools divide by 9 at the border too (the authors' code).
+        reserve: allocate all rows at the start, so that no tensor changes size at a split.
+        dense_grad: banks get ordinary gradients, zero for unselected sets, for gradcheck or any
+            `torch.optim` optimizer; weight decay and momentum then move unselected sets too.
+
+    Raises:
+        TypeError: if `space` is not a NAS-Bench-201 space.
+        ValueError: for a size below 1.
+    """
+    if not isinstance(space, NB201):
+        got = type(space).__name__
+        raise TypeError(f"networks.nb201: space: wanted cw.spaces.nb201(...), got {got}")
+    for name, size in (
+        ("channels", channels),
+        ("cells_per_stage", cells_per_stage),
+        ("num_classes", num_classes),
+    ):
+        if size < 1:
+            raise ValueError(f"networks.nb201: {name}: wanted at least 1, got {size}")
+    return NB201SuperNetwork(
+        space,
+        channels=channels,
+        cells_per_stage=cells_per_stage,
+        num_classes=num_classes,
+        skip_projection=skip_projection,
+        count_include_pad=count_include_pad,
+        reserve=reserve,
+        dense_grad=dense_grad,
+    )

@@ -1,0 +1,218 @@
+"""What both super-networks share: set maps, banks, the split, and which rows a batch reads."""
+
+from collections.abc import Iterable, Sequence
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from cwkernels import ops
+from cwkernels.nn.bank import Bank, RunningStatistics
+from cwkernels.nn.convolution import ConditionalConv, FixedConv, FixedNorm
+from cwkernels.nn.measurement import Measurement, update_running
+from cwkernels.nn.set_map import SetMap
+from cwkernels.spaces.space import Space
+
+
+class SuperNetwork(nn.Module):
+    """A super-network whose candidates have a weight set per combination of their predecessors.
+
+    Args:
+        space: the search space.
+        reserve: allocate all rows of every bank at the start, so that no tensor changes size at a
+            split (a captured CUDA graph survives it). Parameters then count the reserved rows.
+
+    Attributes:
+        statistics_momentum: weight of a new batch in running statistics, 0.1 as BatchNorm's, or
+            None for the exact average of all batches since a reset.
+        last_rows: int64 [D, A], the rows that the last forward pass in training read.
+    """
+
+    def __init__(self, space: Space, *, reserve: bool) -> None:
+        super().__init__()
+        self.space = space
+        self.reserve = reserve
+        self.statistics_momentum: float | None = 0.1
+        self.last_rows: Tensor | None = None
+        self.set_maps = nn.ModuleList(SetMap(space.num_candidates) for _ in space.decisions)
+        widest = max(space.num_candidates)
+        self._codes = torch.zeros((space.num_decisions, widest), dtype=torch.int64)
+        for d, decision in enumerate(space.decisions):
+            for choice, candidate in enumerate(decision.candidates):
+                self._codes[d, choice] = candidate.code
+
+    def _maps(self) -> list[SetMap]:
+        return [set_map for set_map in self.set_maps if isinstance(set_map, SetMap)]
+
+    def _capacities(self) -> list[int]:
+        """The rows to allocate for each decision."""
+        decisions = range(self.space.num_decisions)
+        return [self.space.combinations(d) if self.reserve else 1 for d in decisions]
+
+    def banks(self) -> dict[str, Bank]:
+        """Every bank by name."""
+        return {name: m for name, m in self.named_modules() if isinstance(m, Bank)}
+
+    @property
+    def num_weight_sets(self) -> int:
+        """Weight sets in use, one per weighted candidate and row (paper section 3.3: 12 to 76)."""
+        return sum(
+            set_map.num_sets * sum(candidate.weighted for candidate in decision.candidates)
+            for set_map, decision in zip(self._maps(), self.space.decisions, strict=True)
+        )
+
+    def split(self, decisions: Iterable[int] | None = None) -> None:
+        """Gives each candidate a weight set per combination of its predecessors' choices.
+
+        Rows and running statistics are copied from the set that the combination read so far, in
+        place: parameters stay the same objects, their gradients are dropped, a loss built before
+        raises in backward. Decisions that are split already, or have no predecessors, stay.
+        `cw.optim.SGD` grows its momentum at its next step; a stock optimizer that holds state
+        raises there.
+
+        Args:
+            decisions: which to split (paper's path 1 is decision 0); None for all.
+
+        Raises:
+            ValueError: for a decision that the space does not have.
+        """
+        chosen = range(self.space.num_decisions) if decisions is None else list(decisions)
+        for decision in chosen:
+            if not 0 <= decision < self.space.num_decisions:
+                wanted = f"in [0, {self.space.num_decisions})"
+                raise ValueError(f"split: decisions: wanted each {wanted}, got {decision}")
+        for decision in chosen:
+            predecessors = self.space.decisions[decision].predecessors
+            combinations = self._combinations(predecessors)
+            set_map = self._maps()[decision]
+            if set_map.num_sets == combinations.shape[0]:
+                continue
+            sources = set_map.rows(combinations)
+            self._grow(decision, sources)
+            set_map.assign(predecessors, torch.arange(combinations.shape[0]))
+
+    def _combinations(self, predecessors: Sequence[int]) -> Tensor:
+        """Architectures [combinations, D] that make each combination of the predecessors."""
+        sizes = [self.space.num_candidates[d] for d in predecessors]
+        archs = torch.zeros((prod(sizes), self.space.num_decisions), dtype=torch.int64)
+        number = torch.arange(prod(sizes))
+        for decision, size in zip(reversed(predecessors), reversed(sizes), strict=True):
+            archs[:, decision] = number % size
+            number = number // size
+        return archs
+
+    def _grow(self, decision: int, sources: Tensor) -> None:
+        """Lays out the rows of all banks and statistics of one decision anew."""
+        for module in self.modules():
+            if isinstance(module, ConditionalConv) and module.convolution.decision == decision:
+                for child in module.children():
+                    if isinstance(child, Bank | RunningStatistics):
+                        child.grow(sources)
+
+    def split_like(self, other: "SuperNetwork") -> None:
+        """Splits as `other` has been: an averaged copy follows the network that it averages.
+
+        Each new row copies the row of this network that stood where `other`'s source row did.
+
+        Raises:
+            ValueError: if `other` is of another space, or its splits do not continue this one's.
+        """
+        if type(other) is not type(self) or other.space != self.space:
+            wanted = f"a network of the space {self.space.name}"
+            raise ValueError(f"split_like: other: wanted {wanted}, got {type(other).__name__}")
+        banks, others = self.banks(), other.banks()
+        steps: dict[int, list[Tensor]] = {}
+        for name, bank in banks.items():
+            new = others[name].history[bank.splits :]
+            if others[name].splits < bank.splits or any(sources is None for sources in new):
+                wanted = "a network whose splits continue this one's"
+                raise ValueError(f"split_like: other: wanted {wanted}, got other splits of {name}")
+            steps[bank.decision] = [sources for sources in new if sources is not None]
+        for decision, new_sources in steps.items():
+            for sources in new_sources:
+                self._grow(decision, sources)
+            theirs = other._maps()[decision]
+            self._maps()[decision].assign(theirs.reads.tolist(), theirs.set_of.cpu())
+
+    def select(self, arch: Tensor) -> Tensor:
+        """What architectures run: int64 [D] or [A, D] to [D, 2] or [A, D, 2], code and row.
+
+        Raises:
+            TypeError, ValueError: for what is not an architecture of the space (`space.check`).
+        """
+        arch = self.space.check(arch.cpu() if isinstance(arch, Tensor) else arch)
+        if arch.dim() > 2:
+            got = list(arch.shape)
+            raise ValueError(f"forward: arch: wanted int64 [D] or [A, D], got {got}")
+        codes = self._codes[torch.arange(self.space.num_decisions), arch]
+        rows = torch.stack([set_map.rows(arch) for set_map in self._maps()], dim=-1)
+        return torch.stack([codes, rows], dim=-1)
+
+    def _begin(self, images: Tensor, arch: Tensor) -> tuple[Tensor, "Recorder"]:
+        """The selection of a forward pass, and the recorder of its statistics."""
+        selection = self.select(arch)
+        self._check_images(images, arch)
+        by_arch = selection.reshape(-1, *selection.shape[-2:])
+        if self.training:
+            self.last_rows = by_arch[..., 1].T
+        return selection, Recorder(by_arch.shape[0])
+
+    def _check_images(self, images: Tensor, arch: Tensor) -> None:
+        several = arch.dim() == 2
+        shape = list(images.shape)
+        if images.dim() == 4 or (several and images.dim() == 5 and shape[0] == arch.shape[0]):
+            return
+        wanted = "[N, C, H, W]" + (f" or [{arch.shape[0]}, N, C, H, W]" if several else "")
+        raise ValueError(f"forward: images: wanted {wanted}, got {shape}")
+
+
+class Recorder:
+    """Collects what batch norms measured in one forward pass of A architectures."""
+
+    def __init__(self, architectures: int) -> None:
+        self.architectures = architectures
+        self.measurements: list[Measurement] = []
+
+    def fixed(self, norm: FixedNorm, measured: Tensor, count: int) -> None:
+        """A shared batch norm: every architecture updates its one row, in order."""
+        statistics = measured.expand(self.architectures, *measured.shape[-2:])
+        rows = torch.zeros(self.architectures, dtype=torch.int64)
+        self.measurements.append(Measurement(norm.statistics, statistics, rows, count))
+
+    def write(self, momentum: float | None) -> None:
+        """Updates the running rows."""
+        update_running(self.measurements, momentum)
+
+
+def pixel_count(tensor: Tensor) -> int:
+    """N * H * W, the values a channel of images [..., N, C, H, W]."""
+    return tensor.shape[-4] * tensor.shape[-2] * tensor.shape[-1]
+
+
+class ConvNormLayer(nn.Module):
+    """A fixed convolution and its affine batch norm: a stem, or the end of Macro.
+
+    Args:
+        relu: rectify after the batch norm.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, relu: bool
+    ) -> None:
+        super().__init__()
+        self.conv = FixedConv(in_channels, out_channels, kernel_size)
+        self.norm = FixedNorm(out_channels)
+        self.relu = relu
+
+    def forward(self, input: Tensor, recorder: Recorder) -> Tensor:
+        """[..., N, C, H, W] to [..., N, K, H, W]."""
+        raw, measured = ops.conv_norm(input, self.conv.weight)
+        recorder.fixed(self.norm, measured, pixel_count(raw))
+        return ops.norm_add(
+            raw,
+            self.norm.used(measured),
+            self.norm.weight,
+            self.norm.bias,
+            relu=self.relu,
+            training=self.training,
+        )

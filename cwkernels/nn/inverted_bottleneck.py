@@ -1,0 +1,148 @@
+"""The NAS-Bench-Macro layer: identity or an inverted bottleneck."""
+
+from torch import Tensor, nn
+
+from cwkernels import ops
+from cwkernels.nn.convolution import ConditionalConv
+from cwkernels.nn.measurement import Measurement
+from cwkernels.nn.set_map import SetMap
+from cwkernels.ops.inverted_bottleneck import statistics_slice
+from cwkernels.spaces.macro import BOTTLENECKS, CANDIDATES, IDENTITY, Layer
+from cwkernels.spaces.macro import Bottleneck as Shape
+
+
+class Bottleneck(nn.Module):
+    """The banks of one inverted bottleneck: expand, depthwise, project, each with affine BN."""
+
+    def __init__(
+        self,
+        layer: Layer,
+        shape: Shape,
+        set_map: SetMap,
+        decision: int,
+        candidate: str,
+        capacity: int,
+    ) -> None:
+        super().__init__()
+        hidden = layer.in_channels * shape.expansion
+
+        def conv(in_channels: int, out_channels: int, size: int, groups: int) -> ConditionalConv:
+            return ConditionalConv(
+                in_channels,
+                out_channels,
+                size,
+                set_map,
+                decision,
+                candidate,
+                groups=groups,
+                capacity=capacity,
+                norm="affine",
+            )
+
+        self.expand = conv(layer.in_channels, hidden, 1, 1)
+        self.depthwise = conv(hidden, hidden, shape.kernel_size, hidden)
+        self.project = conv(hidden, layer.out_channels, 1, 1)
+
+
+class MacroLayer(nn.Module):
+    """One of the eight layers, run by `cw.ops.inverted_bottleneck`.
+
+    Args:
+        layer: channels and stride.
+        set_map: the index map of this layer's decision.
+        decision: its number.
+        capacity: the rows to allocate.
+        recompute: keep no hidden tensors for backward.
+        dense_grad: ordinary gradients of the banks instead of compact ones.
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        set_map: SetMap,
+        decision: int,
+        *,
+        capacity: int,
+        recompute: bool,
+        dense_grad: bool,
+    ) -> None:
+        super().__init__()
+        self.stride = layer.stride
+        self.recompute = recompute
+        self.dense_grad = dense_grad
+        for code, shape in BOTTLENECKS.items():
+            name = CANDIDATES[code].name
+            self.add_module(name, Bottleneck(layer, shape, set_map, decision, name, capacity))
+        self.keeps_shape = layer.keeps_shape
+        if not layer.keeps_shape:
+            name = CANDIDATES[IDENTITY].name
+            projection = ConditionalConv(
+                layer.in_channels,
+                layer.out_channels,
+                1,
+                set_map,
+                decision,
+                name,
+                capacity=capacity,
+                norm="affine",
+            )
+            self.add_module(name, projection)
+
+    def convolutions(self) -> list[ConditionalConv]:
+        """In the operation's order: three of each bottleneck, then the identity's projection."""
+        return [module for module in self.modules() if isinstance(module, ConditionalConv)]
+
+    def forward(self, input: Tensor, selection: Tensor) -> tuple[Tensor, list[Measurement]]:
+        """Runs the layer.
+
+        Args:
+            input: [N, C, H, W] or [A, N, C, H, W].
+            selection: int64 [2] or [A, 2]: operation code and row.
+
+        Returns:
+            The output and what the batch norms measured.
+        """
+        convolutions = self.convolutions()
+        weights = [conv.convolution.weight for conv in convolutions]
+        running = [conv.statistics for conv in convolutions if conv.statistics is not None]
+        output, statistics = ops.inverted_bottleneck(
+            input,
+            selection,
+            weights,
+            [conv.scale.weight for conv in convolutions if conv.scale is not None],
+            [conv.shift.weight for conv in convolutions if conv.shift is not None],
+            [norm.running_mean for norm in running],
+            [norm.running_var for norm in running],
+            stride=self.stride,
+            training=self.training,
+            recompute=self.recompute,
+            dense_grad=self.dense_grad,
+        )
+        return output, self._measured(input, output, selection, weights, statistics)
+
+    def _measured(
+        self,
+        input: Tensor,
+        output: Tensor,
+        selection: Tensor,
+        weights: list[Tensor],
+        statistics: Tensor,
+    ) -> list[Measurement]:
+        by_arch = statistics.reshape(-1, *statistics.shape[-2:])
+        codes, rows = selection.reshape(-1, 2).unbind(-1)
+        measurements = []
+        for i, conv in enumerate(self.convolutions()):
+            if conv.statistics is None:
+                continue
+            owner = 0 if i == 6 else 1 + i // 3  # the code that runs this convolution
+            expand = i < 6 and i % 3 == 0
+            shape = (input if expand else output).shape
+            measurements.append(
+                Measurement(
+                    conv.statistics,
+                    by_arch[..., statistics_slice(weights, i)],
+                    rows.where(codes == owner, -1),
+                    shape[-4] * shape[-2] * shape[-1],
+                )
+            )
+        return measurements

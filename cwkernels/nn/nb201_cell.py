@@ -1,0 +1,167 @@
+"""The NAS-Bench-201 cell and the residual reduction between its stages."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from cwkernels import ops
+from cwkernels.nn.bank import RunningStatistics
+from cwkernels.nn.convolution import ConditionalConv, FixedConv, FixedNorm
+from cwkernels.nn.measurement import Measurement
+from cwkernels.nn.set_map import SetMap
+from cwkernels.spaces.nb201 import CANDIDATES, EDGES, NOR_CONV_1X1, NOR_CONV_3X3, SKIP_CONNECT
+
+_CONVOLUTIONS = {NOR_CONV_1X1: 1, NOR_CONV_3X3: 3}
+
+
+class MixedEdge(nn.Module):
+    """The weighted candidates of one edge, by name: ReLU → convolution → batch norm, not affine."""
+
+    def __init__(
+        self,
+        channels: int,
+        set_map: SetMap,
+        decision: int,
+        *,
+        skip_projection: bool,
+        capacity: int,
+    ) -> None:
+        super().__init__()
+        for code, kernel_size in _CONVOLUTIONS.items():
+            name = CANDIDATES[code].name
+            conv = ConditionalConv(
+                channels, channels, kernel_size, set_map, decision, name, capacity=capacity
+            )
+            self.add_module(name, conv)
+        if skip_projection:
+            name = CANDIDATES[SKIP_CONNECT].name
+            projection = ConditionalConv(
+                channels, channels, 1, set_map, decision, name, capacity=capacity, norm="none"
+            )
+            self.add_module(name, projection)
+
+    def convolutions(self) -> list[ConditionalConv]:
+        """1x1, 3x3 and, if there is one, the skip's projection."""
+        return [conv for conv in self.children() if isinstance(conv, ConditionalConv)]
+
+
+class NB201Cell(nn.Module):
+    """A cell of six mixed edges, run by `cw.ops.nb201_cell`.
+
+    Args:
+        channels: C, of input and output.
+        set_maps: the index map of each decision.
+        capacities: the rows to allocate for each decision.
+        skip_projection: give Skip a bias-free 1x1 convolution (table 2 of the paper).
+        count_include_pad: whether the average pool divides by 9 at the border too.
+        dense_grad: ordinary gradients of the banks instead of compact ones.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        set_maps: Sequence[SetMap],
+        capacities: Sequence[int],
+        *,
+        skip_projection: bool,
+        count_include_pad: bool,
+        dense_grad: bool,
+    ) -> None:
+        super().__init__()
+        self.count_include_pad = count_include_pad
+        self.dense_grad = dense_grad
+        for decision, (source, target) in enumerate(EDGES):
+            edge = MixedEdge(
+                channels,
+                set_maps[decision],
+                decision,
+                skip_projection=skip_projection,
+                capacity=capacities[decision],
+            )
+            self.add_module(f"edge_{source}_{target}", edge)
+
+    def convolutions(self) -> list[list[ConditionalConv]]:
+        """For each edge: 1x1, 3x3 and, if there is one, the skip's projection."""
+        return [edge.convolutions() for edge in self.children() if isinstance(edge, MixedEdge)]
+
+    def running_statistics(self) -> list[RunningStatistics]:
+        """The batch norms edge by edge: 1x1, 3x3."""
+        return [
+            conv.statistics
+            for edge in self.convolutions()
+            for conv in edge
+            if conv.statistics is not None
+        ]
+
+    def forward(
+        self, input: Tensor, selection: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor, list[Measurement]]:
+        """Runs the cell.
+
+        Args:
+            input: [N, C, H, W] or [A, N, C, H, W].
+            selection: int64 [6, 2] or [A, 6, 2]: operation code and row of each edge.
+            rows: int64 [12, A]: the row of each batch norm that runs, else -1.
+
+        Returns:
+            The output, its statistics [..., 2, C], and what the batch norms measured.
+        """
+        convolutions = self.convolutions()
+        running = self.running_statistics()
+        output, statistics, output_statistics = ops.nb201_cell(
+            input,
+            selection,
+            [conv.convolution.weight for edge in convolutions for conv in edge],
+            [norm.running_mean for norm in running],
+            [norm.running_var for norm in running],
+            training=self.training,
+            count_include_pad=self.count_include_pad,
+            dense_grad=self.dense_grad,
+        )
+        by_edge = statistics.reshape(-1, *statistics.shape[-3:])
+        count = input.shape[-4] * input.shape[-2] * input.shape[-1]
+        measurements = [
+            Measurement(norm, by_edge[:, i // 2], rows[i], count)
+            for i, norm in enumerate(running)
+        ]
+        return output, output_statistics, measurements
+
+
+class ResidualReduction(nn.Module):
+    """The fixed block between stages: half the size, twice the channels.
+
+    ReLU, conv3x3 of stride 2, BN, ReLU, conv3x3, BN; the shortcut from the raw input is an average
+    pool 2x2 and a conv1x1. Batch norms are affine.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv_a = FixedConv(in_channels, out_channels, 3)
+        self.norm_a = FixedNorm(out_channels)
+        self.conv_b = FixedConv(out_channels, out_channels, 3)
+        self.norm_b = FixedNorm(out_channels)
+        self.shortcut = FixedConv(in_channels, out_channels, 1)
+
+    def forward(self, input: Tensor) -> tuple[Tensor, list[tuple[FixedNorm, Tensor, int]]]:
+        """The output and, for each batch norm, what it measured over how many values."""
+        a, measured_a = ops.conv_norm(input, self.conv_a.weight, relu=True, stride=2)
+        b, measured_b = ops.conv_norm(
+            a,
+            self.conv_b.weight,
+            self.norm_a.used(measured_a),
+            self.norm_a.weight,
+            self.norm_a.bias,
+            relu=True,
+            training=self.training,
+        )
+        shortcut, _ = ops.conv_norm(input, self.shortcut.weight, pool=True)
+        output = ops.norm_add(
+            b,
+            self.norm_b.used(measured_b),
+            self.norm_b.weight,
+            self.norm_b.bias,
+            shortcut,
+            training=self.training,
+        )
+        count = b.shape[-4] * b.shape[-2] * b.shape[-1]
+        return output, [(self.norm_a, measured_a, count), (self.norm_b, measured_b, count)]
