@@ -43,8 +43,14 @@ class CMakeBuild(build_ext):
         if archs := os.environ.get("CWKERNELS_CUDA_ARCHS"):
             options["CWKERNELS_CUDA_ARCHS"] = archs.replace(",", ";")
         configure = [f"-D{name}={value}" for name, value in options.items()]
-        subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *configure], check=True)
-        subprocess.run(["cmake", "--build", build], check=True)
+        # cmake and ninja that pip installed lie beside this Python, on PATH or not.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        environment = os.environ | {"PATH": path}
+        for command in (
+            ["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *configure],
+            ["cmake", "--build", build],
+        ):
+            subprocess.run(command, check=True, env=environment)
 
     def get_outputs(self) -> list[str]:
         return [str(Path(self.build_lib) / "cwkernels" / "_C.so")]

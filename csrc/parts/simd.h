@@ -58,9 +58,10 @@ CWK_INLINE void store_part(T* p, Vector<T> v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = v[i];
 }
 
+// Subtracting zero is the identity, adding it is not (of -0), so this alone folds to a broadcast.
 template <class T>
 CWK_INLINE Vector<T> broadcast(T value) {
-  return Vector<T>{} + value;
+  return value - Vector<T>{};
 }
 
 template <int I>

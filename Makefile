@@ -1,0 +1,40 @@
+# The two commands to start with: `make overhead` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin/python
+NATIVE := $(wildcard csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu)
+OVERHEAD ?=
+PYTEST ?=
+
+.PHONY: overhead test check lint build clean
+
+overhead: build
+	$(BIN) -m bench.overhead $(OVERHEAD)
+
+test: build
+	$(BIN) -m pytest $(PYTEST)
+
+lint: build
+	$(BIN) -m ruff check .
+	$(BIN) -m ruff format --check .
+	$(BIN) -m mypy
+
+check: lint test
+
+build: $(VENV)/installed cwkernels/_C.so
+
+# The virtual environment: with the torch that $(PYTHON) imports if it does, else with a new one.
+$(VENV)/torch: tools/make_venv.py
+	$(PYTHON) tools/make_venv.py $(VENV)
+	touch $@
+
+$(VENV)/installed: $(VENV)/torch pyproject.toml setup.py
+	$(BIN) -m pip install --quiet --no-build-isolation --editable ".[test,bench]"
+	touch $@
+
+cwkernels/_C.so: $(VENV)/installed CMakeLists.txt setup.py $(NATIVE)
+	$(BIN) setup.py --quiet build_ext --inplace
+	touch $@
+
+clean:
+	rm -rf build $(VENV) cwkernels/_C.so *.egg-info
