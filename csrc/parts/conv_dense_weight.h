@@ -36,11 +36,18 @@ CWK_INLINE void weight_block(const PixelList& list, const T* source, const T* ta
   });
 }
 
-// Blocks of B channels of the run, then what is left by blocks of half that, down to one: a stem's
-// run of 9 is 8 + 1.
+// A stem's run, 3 taps of 3 channels: as 8 + 1 its last block would wait for one FMA after another.
+constexpr int kStemRun = 9;
+
+// Blocks of B channels of the run, then what is left by blocks of half that, down to one.
 template <class T, int V, int B = kRunBlock<V>>
 CWK_INLINE void weight_run(const PixelList& list, const T* source, const T* target, int64_t run,
                            T* partial, int64_t partial_stride) {
+  if constexpr (kStemRun * V + V + 1 <= kVectorRegisters) {
+    if (run == kStemRun) {
+      return weight_block<T, V, kStemRun>(list, source, target, partial, partial_stride);
+    }
+  }
   int64_t c = 0;
   for (; c + B <= run; c += B) {
     weight_block<T, V, B>(list, source + c, target, partial + c * partial_stride, partial_stride);

@@ -144,7 +144,11 @@ struct Bands {
 // The patch is at most 64 KB where one row of target pixels allows it: it stays in L2 beside the
 // weights (and half of it in L1), and a 34 x 34 x 16 image (74 KB) is two bands.
 constexpr int64_t kPatchBytes = 64 << 10;
-constexpr int64_t kDirectPixels = 256;
+
+// Read in place, a band's source values are 32 KB where that is at least 32 pixels: they stay in L1
+// (48 KB) while all panels of weights pass by, and 32 pixels use a panel from L2 four times.
+constexpr int64_t kDirectBytes = 32 << 10;
+constexpr int64_t kDirectPixels = 32;
 
 // In place, a row of taps is one run only if the source's pixels are dense.
 template <class T>
@@ -166,7 +170,8 @@ CWK_INLINE Bands make_bands(const Plane& plane, const Side<T>& source, bool allo
   const int64_t pixels = plane.rows * plane.columns;
   bands.direct = plane.taps() == 0 || (allow_direct && readable_in_place(plane, source));
   if (bands.direct) {
-    bands.pixels = min(max(pixels, 1), kDirectPixels);
+    const int64_t fitting = kDirectBytes / (patch_channels * static_cast<int64_t>(sizeof(T)));
+    bands.pixels = min(max(pixels, 1), round_up(max(fitting, kDirectPixels), kDirectPixels));
   } else {
     const int64_t row_bytes = patch_channels * static_cast<int64_t>(sizeof(T));
     bands.patch_columns = (plane.columns - 1) * plane.source_step + plane.tap_columns;

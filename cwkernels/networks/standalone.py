@@ -39,7 +39,7 @@ class Cell(nn.Module):
             source, target = name.split("_")
             value = module(nodes[source])
             nodes[target] = nodes[target] + value if target in nodes else value
-        return nodes.get("3", torch.zeros_like(input))
+        return nodes["3"] if "3" in nodes else torch.zeros_like(input)
 
 
 class Reduction(nn.Module):

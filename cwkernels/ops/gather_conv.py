@@ -51,14 +51,15 @@ def gather_conv(
     if input.dim() not in (4, 5) or (input.dim() == 5 and rows.dim() == 0):
         wanted = "[N, C, H, W]" + (" or [A, N, C, H, W]" if rows.dim() else "")
         raise ValueError(f"gather_conv: input: wanted {wanted}, got {list(input.shape)}")
-    images = input if input.dim() == 5 else input[None]
+    images = input if input.dim() == 5 else input.unsqueeze(0)
     if current_backend() == "reference":
         output = reference(images, weight, rows.reshape(-1), stride, groups, dense_grad)
     else:
         output = torch.ops.cwkernels.gather_conv(
             images, weight, rows.reshape(-1), stride, groups, dense_grad
         )
-    return output if rows.dim() else output[0]
+    # Not output[0], whose backward pass would write zeros first.
+    return output if rows.dim() else output.squeeze(0)
 
 
 def reference(

@@ -87,7 +87,9 @@ def inverted_bottleneck(
     Raises:
         ValueError: if shapes do not fit together, or a code or row is out of range.
     """
-    images, choices = _check(input, selection, weights, scales, shifts, running_mean, running_var)
+    images, choices = _check(
+        input, selection, stride, weights, scales, shifts, running_mean, running_var
+    )
     if training:
         check_batch("inverted_bottleneck", input.shape, stride)
     groups = [list(banks) for banks in (weights, scales, shifts, running_mean, running_var)]
@@ -105,11 +107,18 @@ def inverted_bottleneck(
             dense_grad,
             torch.is_grad_enabled(),
         )[:2]
-    return (output, statistics) if selection.dim() == 2 else (output[0], statistics[0])
+    if selection.dim() == 2:
+        return output, statistics
+    # Not output[0], whose backward pass would write zeros first.
+    return output.squeeze(0), statistics.squeeze(0)
 
 
 def _check(
-    input: Tensor, selection: Tensor, weights: Sequence[Tensor], *norms: Sequence[Tensor]
+    input: Tensor,
+    selection: Tensor,
+    stride: int,
+    weights: Sequence[Tensor],
+    *norms: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """The images [A or 1, N, C, H, W] and the selection [A, 2]."""
 
@@ -124,8 +133,10 @@ def _check(
     ):
         wanted = "[N, C, H, W]" + (f" or [{selection.shape[0]}, N, C, H, W]" if several else "")
         raise fail("input", wanted, list(input.shape))
-    if len(weights) not in (PROJECTION, PROJECTION + 1):
-        raise fail("weights", "6 banks, or 7 in a strided layer", len(weights))
+    keeps_shape = stride == 1 and weights[2].shape[1] == weights[0].shape[2]
+    if len(weights) != PROJECTION + (not keeps_shape):
+        wanted = "6 banks" if keeps_shape else "7 banks, as the layer changes the shape"
+        raise fail("weights", wanted, len(weights))
     for name, tensors in zip(
         ("scales", "shifts", "running_mean", "running_var"), norms, strict=True
     ):
@@ -141,7 +152,7 @@ def _check(
             raise fail("selection", f"a code in [0, {NUM_CODES})", code)
         if not 0 <= row < weights[0].shape[0]:
             raise fail("selection", f"a row in [0, {weights[0].shape[0]})", row)
-    return input if input.dim() == 5 else input[None], selection.reshape(-1, 2)
+    return input if input.dim() == 5 else input.unsqueeze(0), selection.reshape(-1, 2)
 
 
 @dataclass(frozen=True)

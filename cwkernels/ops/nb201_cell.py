@@ -119,7 +119,8 @@ def nb201_cell(
         )[:3]
     output, statistics, output_statistics = results
     if selection.dim() == 2:
-        return output[0], statistics[0], output_statistics[0]
+        # Not output[0], whose backward pass would write zeros first.
+        return output.squeeze(0), statistics.squeeze(0), output_statistics.squeeze(0)
     return output, statistics, output_statistics
 
 
@@ -160,7 +161,7 @@ def _check(
             rows = weights[edge * per_edge].shape[0]
             if not 0 <= row < rows:
                 raise fail(f"selection[{edge}]", f"a row in [0, {rows})", row)
-    return input if input.dim() == 5 else input[None], selection.reshape(-1, 6, 2)
+    return input if input.dim() == 5 else input.unsqueeze(0), selection.reshape(-1, 6, 2)
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ def reference(
             nodes[edge.target] = (
                 nodes[edge.target] + value if edge.target in nodes else value
             )
-        outputs.append(nodes.get(3, torch.zeros_like(nodes[0])))
+        outputs.append(nodes[3] if 3 in nodes else torch.zeros_like(nodes[0]))
         all_statistics.append(statistics)
     output = torch.stack(outputs)
     variance, mean = torch.var_mean(output.detach(), (1, 3, 4), correction=0)
@@ -413,7 +414,7 @@ def _backward_one(
         node_grads[edge.source] = (
             node_grads[edge.source] + incoming if edge.source in node_grads else incoming
         )
-    return node_grads.get(0, torch.zeros_like(images))
+    return node_grads[0] if 0 in node_grads else torch.zeros_like(images)
 
 
 @torch.library.custom_op("cwkernels::nb201_cell_backward", mutates_args=())

@@ -80,18 +80,18 @@ def _check(
     if rows.dtype != torch.int64 or rows.dim() != 2 or rows.shape[0] != length:
         got = f"{rows.dtype} {list(rows.shape)}"
         raise ValueError(f"update_statistics: rows: wanted int64 [{length}, A], got {got}")
-    for i, (mean, measured) in enumerate(zip(running_mean, statistics, strict=True)):
-        wanted_shape = [rows.shape[1], 2, mean.shape[1]]
-        if list(measured.shape) != wanted_shape:
+    for i, (mean, measured, row_of) in enumerate(
+        zip(running_mean, statistics, rows.tolist(), strict=True)
+    ):
+        wanted_shape = (rows.shape[1], 2, mean.shape[1])
+        if measured.shape != wanted_shape:
             got = f"{list(measured.shape)}"
             raise ValueError(
-                f"update_statistics: statistics[{i}]: wanted {wanted_shape}, got {got}"
+                f"update_statistics: statistics[{i}]: wanted {list(wanted_shape)}, got {got}"
             )
-        if rows.shape[1] and not -1 <= int(rows[i].min()) <= int(rows[i].max()) < mean.shape[0]:
+        if row_of and not -1 <= min(row_of) <= max(row_of) < mean.shape[0]:
             wanted = f"rows in [-1, {mean.shape[0]})"
-            raise ValueError(
-                f"update_statistics: rows[{i}]: wanted {wanted}, got {rows[i].tolist()}"
-            )
+            raise ValueError(f"update_statistics: rows[{i}]: wanted {wanted}, got {row_of}")
 
 
 def reference(
