@@ -32,7 +32,9 @@ class CMakeBuild(build_ext):
 
     def run(self) -> None:
         build = ROOT / "build" / "cmake"
-        target = ROOT / "cwkernels" if self.inplace else Path(self.build_lib).resolve() / "cwkernels"
+        target = (
+            ROOT / "cwkernels" if self.inplace else Path(self.build_lib).resolve() / "cwkernels"
+        )
         cuda = {"1": "ON", "0": "OFF"}.get(os.environ.get("CWKERNELS_CUDA", ""), "AUTO")
         options = {
             "TORCH_ROOT": torch_root(),

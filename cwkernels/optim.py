@@ -90,7 +90,10 @@ class SGD(Optimizer):
         self._banks = {id(m.weight): m for m in net.modules() if isinstance(m, Bank)}
         decayed, norms = _by_decay(net)
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        groups = [{"params": decayed}, {"params": norms, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed},
+            {"params": norms, "weight_decay": 0.0},
+        ]
         super().__init__([group for group in groups if group["params"]] or groups, defaults)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from cwkernels.networks.standalone import MacroNetwork, cut_macro
-from cwkernels.networks.supernet import ConvNormLayer, Recorder, SuperNetwork
+from cwkernels.networks.supernet import ConvNormLayer, SuperNetwork
 from cwkernels.nn import MacroLayer
 from cwkernels.spaces import macro as macro_space
 from cwkernels.spaces.macro import HEAD, LAYERS, STEM

@@ -63,7 +63,7 @@ class NB201SuperNetwork(SuperNetwork):
         selection, recorder = self._begin(images, arch)
         norm_rows = _norm_rows(selection.reshape(-1, *selection.shape[-2:]))
         value = self.stem(images, recorder)
-        statistics = None
+        statistics = value  # until a cell has run
         for cell in self.cells:
             if isinstance(cell, NB201Cell):
                 value, statistics, measured = cell(value, selection, norm_rows)

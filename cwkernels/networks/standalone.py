@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cwkernels.nn import ConditionalConv, FixedConv, FixedNorm, MacroLayer, NB201Cell
-from cwkernels.nn.bank import RunningStatistics
 from cwkernels.networks.supernet import ConvNormLayer
+from cwkernels.nn import ConditionalConv, FixedNorm, MacroLayer, NB201Cell, ResidualReduction
+from cwkernels.nn.bank import RunningStatistics
 from cwkernels.spaces.macro import IDENTITY
 from cwkernels.spaces.nb201 import (
     AVG_POOL_3X3,
@@ -176,17 +176,23 @@ def _cell(cell: NB201Cell, selection: Tensor) -> Cell:
             edges[edge] = nn.AvgPool2d(3, 1, 1, count_include_pad=include)
         elif code == SKIP_CONNECT:
             projection = convolutions[2:]
-            edges[edge] = (
-                _conditional(projection[0], row)[0] if projection else nn.Identity()
-            )
+            edges[edge] = _conditional(projection[0], row)[0] if projection else nn.Identity()
         else:
             conv = convolutions[code - SKIP_CONNECT - 1]
             edges[edge] = nn.Sequential(nn.ReLU(), *_conditional(conv, row))
     return Cell(edges)
 
 
-def _weight(conv: FixedConv) -> Tensor:
-    return conv.weight.detach()
+def _reduction(block: ResidualReduction) -> Reduction:
+    body = nn.Sequential(
+        nn.ReLU(),
+        _conv(block.conv_a.weight.detach(), stride=2),
+        _fixed_norm(block.norm_a),
+        nn.ReLU(),
+        _conv(block.conv_b.weight.detach()),
+        _fixed_norm(block.norm_b),
+    )
+    return Reduction(body, nn.Sequential(nn.AvgPool2d(2), _conv(block.shortcut.weight.detach())))
 
 
 def cut_nb201(net: "NB201SuperNetwork", arch: Tensor) -> NB201Network:
@@ -196,17 +202,8 @@ def cut_nb201(net: "NB201SuperNetwork", arch: Tensor) -> NB201Network:
     for cell in net.cells:
         if isinstance(cell, NB201Cell):
             features.append(_cell(cell, selection))
-            continue
-        body = nn.Sequential(
-            nn.ReLU(),
-            _conv(_weight(cell.conv_a), stride=2),
-            _fixed_norm(cell.norm_a),
-            nn.ReLU(),
-            _conv(_weight(cell.conv_b)),
-            _fixed_norm(cell.norm_b),
-        )
-        shortcut = nn.Sequential(nn.AvgPool2d(2), _conv(_weight(cell.shortcut)))
-        features.append(Reduction(body, shortcut))
+        if isinstance(cell, ResidualReduction):
+            features.append(_reduction(cell))
     features += [_fixed_norm(net.head_norm), nn.ReLU()]
     network = NB201Network(nn.Sequential(*features), _linear(net.classifier))
     return network.train(net.training)
@@ -235,7 +232,8 @@ def cut_macro(net: "MacroSuperNetwork", arch: Tensor) -> MacroNetwork:
     selection = _selection(net, arch)
     features = _fixed_layer(net.stem)
     for layer, (code, row) in zip(net.layers, selection.tolist(), strict=True):
-        features.append(_macro_layer(layer, code, row))
+        if isinstance(layer, MacroLayer):
+            features.append(_macro_layer(layer, code, row))
     features += _fixed_layer(net.head)
     network = MacroNetwork(nn.Sequential(*features), _linear(net.classifier))
     return network.train(net.training)

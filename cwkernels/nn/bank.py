@@ -89,12 +89,10 @@ class Bank(nn.Module):
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         loaded = state_dict.get(prefix + "weight")
-        if isinstance(loaded, Tensor) and loaded.shape[1:] == self.weight.shape[1:]:
-            if loaded.shape != self.weight.shape:
-                with torch.no_grad():
-                    self.weight.set_(self.weight.new_empty(loaded.shape))
-                self.weight.grad = None
-                self.history.append(None)
+        if isinstance(loaded, Tensor) and other_rows(loaded, self.weight):
+            set_storage(self.weight, self.weight.new_empty(loaded.shape))
+            self.weight.grad = None
+            self.history.append(None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -130,24 +128,34 @@ class RunningStatistics(nn.Module):
     ) -> None:
         for name, buffer in self.named_buffers():
             loaded = state_dict.get(prefix + name)
-            if isinstance(loaded, Tensor) and loaded.shape[1:] == buffer.shape[1:]:
-                if loaded.shape != buffer.shape:
-                    buffer.set_(buffer.new_empty(loaded.shape))
+            if isinstance(loaded, Tensor) and other_rows(loaded, buffer):
+                set_storage(buffer, buffer.new_empty(loaded.shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+def other_rows(loaded: Tensor, tensor: Tensor) -> bool:
+    """Whether two tensors differ in their number of rows alone."""
+    return loaded.shape[1:] == tensor.shape[1:] and loaded.shape != tensor.shape
+
+
 def replace_rows(tensor: Tensor, rows: Tensor) -> None:
-    """Gives `tensor` [S, ...] new rows in place: written where they fit, else a new size.
+    """Gives `tensor` [S, ...] new rows in place: written where they fit, else a new size."""
+    if rows.shape[0] <= tensor.shape[0]:
+        with torch.no_grad():
+            tensor[: rows.shape[0]].copy_(rows)
+    else:
+        set_storage(tensor, rows)
+
+
+def set_storage(tensor: Tensor, source: Tensor) -> None:
+    """Makes `tensor` be what `source` is, the same object with another size.
 
     `set_` is what keeps autograd right: it changes the tensor's version, so a graph that saved the
     old rows refuses to run, and resets its gradient accumulator, so that later gradients may have
     the new shape.
     """
     with torch.no_grad():
-        if rows.shape[0] <= tensor.shape[0]:
-            tensor[: rows.shape[0]].copy_(rows)
-        else:
-            tensor.set_(rows)
+        tensor.set_(source)  # type: ignore[call-overload]
 
 
 _seen: "weakref.WeakKeyDictionary[Optimizer, dict[int, int]]" = weakref.WeakKeyDictionary()

@@ -38,9 +38,7 @@ class ConditionalConv(nn.Module):
         conv = nn.Conv2d(in_channels, out_channels, kernel_size, groups=groups, bias=False)
 
         def bank(initial: Tensor, is_norm: bool) -> Bank:
-            return Bank(
-                initial, set_map, decision, candidate, capacity=capacity, is_norm=is_norm
-            )
+            return Bank(initial, set_map, decision, candidate, capacity=capacity, is_norm=is_norm)
 
         self.convolution = bank(conv.weight, False)
         self.scale = bank(torch.ones(out_channels), True) if norm == "affine" else None

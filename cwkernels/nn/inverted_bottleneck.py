@@ -103,7 +103,7 @@ class MacroLayer(nn.Module):
             The output and what the batch norms measured.
         """
         convolutions = self.convolutions()
-        weights = [conv.convolution.weight for conv in convolutions]
+        weights: list[Tensor] = [conv.convolution.weight for conv in convolutions]
         running = [conv.statistics for conv in convolutions if conv.statistics is not None]
         output, statistics = ops.inverted_bottleneck(
             input,

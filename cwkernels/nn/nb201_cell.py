@@ -121,8 +121,7 @@ class NB201Cell(nn.Module):
         by_edge = statistics.reshape(-1, *statistics.shape[-3:])
         count = input.shape[-4] * input.shape[-2] * input.shape[-1]
         measurements = [
-            Measurement(norm, by_edge[:, i // 2], rows[i], count)
-            for i, norm in enumerate(running)
+            Measurement(norm, by_edge[:, i // 2], rows[i], count) for i, norm in enumerate(running)
         ]
         return output, output_statistics, measurements
 

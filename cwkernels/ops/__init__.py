@@ -1,5 +1,7 @@
 """The operations, each with its plain-torch reference beside it. A leaf: needs torch only."""
 
+import torch
+
 from cwkernels.ops.backend import backend, current_backend, set_backend
 from cwkernels.ops.conv_norm import conv_norm
 from cwkernels.ops.copy_rows import copy_rows
@@ -15,9 +17,18 @@ __all__ = [
     "copy_rows",
     "current_backend",
     "gather_conv",
+    "has_cuda_kernels",
     "inverted_bottleneck",
     "nb201_cell",
     "norm_add",
     "set_backend",
     "update_statistics",
 ]
+
+
+def has_cuda_kernels() -> bool:
+    """Whether every operation of this build has a CUDA kernel, so that networks run on a GPU."""
+    return all(
+        torch._C._dispatch_has_kernel_for_dispatch_key(f"cwkernels::{name}", "CUDA")
+        for name in ("copy_rows", "gather_conv")
+    )

@@ -44,7 +44,7 @@ def select_row(bank: Tensor, row: int, dense_grad: bool) -> Tensor:
     """`bank[row]` for the references, with a compact gradient unless a dense one is asked for."""
     if dense_grad:
         return bank[row]
-    selected: Tensor = _SelectRow.apply(bank, row)  # type: ignore[no-untyped-call]
+    selected: Tensor = _SelectRow.apply(bank, row)
     return selected
 
 
@@ -69,16 +69,19 @@ class BankGradients:
         if not self.needed:
             return
         _, values = torch.ops.cwkernels.gather_conv_backward_weight(
-            grad[None], input[None], torch.tensor([row]), self.weights[bank].shape[-1], stride, groups
+            grad[None],
+            input[None],
+            torch.tensor([row]),
+            self.weights[bank].shape[-1],
+            stride,
+            groups,
         )
         self.add(bank, row, values)
 
     def results(self) -> tuple[list[Tensor], list[Tensor]]:
         """Sorted unique rows and their values, for each bank; empty where none was read."""
         all_rows, all_values = [], []
-        for weight, row_list, value_list in zip(
-            self.weights, self.rows, self.values, strict=True
-        ):
+        for weight, row_list, value_list in zip(self.weights, self.rows, self.values, strict=True):
             rows = torch.tensor(row_list, dtype=torch.int64)
             values = value_list[0] if len(value_list) == 1 else None
             if values is None:

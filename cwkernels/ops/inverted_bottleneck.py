@@ -94,7 +94,7 @@ def inverted_bottleneck(
         check_batch("inverted_bottleneck", input.shape, stride)
     groups = [list(banks) for banks in (weights, scales, shifts, running_mean, running_var)]
     if current_backend() == "reference":
-        output, statistics = reference(images, choices, *groups, stride, training, eps, dense_grad)
+        output, statistics = reference(images, choices, groups, stride, training, eps, dense_grad)
     else:
         output, statistics = torch.ops.cwkernels.inverted_bottleneck(
             images,
@@ -188,17 +188,14 @@ def _width(weights: Sequence[Tensor]) -> int:
 def reference(
     images: Tensor,
     selection: Tensor,
-    weights: list[Tensor],
-    scales: list[Tensor],
-    shifts: list[Tensor],
-    running_mean: list[Tensor],
-    running_var: list[Tensor],
+    groups: list[list[Tensor]],
     stride: int,
     training: bool,
     eps: float,
     dense_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The same in plain torch."""
+    """The same in plain torch; `groups`: weights, scales, shifts, running_mean, running_var."""
+    weights, scales, shifts, running_mean, running_var = groups
     outputs, all_statistics = [], []
     for a, (code, row) in enumerate(selection.tolist()):
         value = own = images_of(images, a)
@@ -334,9 +331,7 @@ def _inverted_bottleneck(
     dense_grad: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    layer = _Layer(
-        weights, scales, shifts, running_mean, running_var, stride, training, eps
-    )
+    layer = _Layer(weights, scales, shifts, running_mean, running_var, stride, training, eps)
     outputs, statistics, slots = [], [], []
     for a, (code, row) in enumerate(selection.tolist()):
         own = images_of(images, a)
@@ -397,9 +392,7 @@ def _inverted_bottleneck_backward(
     eps: float,
     need_weights: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    layer = _Layer(
-        weights, scales, shifts, running_mean, running_var, stride, training, eps
-    )
+    layer = _Layer(weights, scales, shifts, running_mean, running_var, stride, training, eps)
     gradients = (
         BankGradients(weights, need_weights),
         BankGradients(scales, True),
@@ -441,8 +434,7 @@ def _(
     counts = [context.new_dynamic_size(min=0) for _ in banks]
     rows = [selection.new_empty(count) for count in counts]
     values = [
-        bank.new_empty((count, *bank.shape[1:]))
-        for count, bank in zip(counts, banks, strict=True)
+        bank.new_empty((count, *bank.shape[1:])) for count, bank in zip(counts, banks, strict=True)
     ]
     return channels_last(images, images.shape[0]), rows, values
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from cwkernels.ops import _library  # noqa: F401
 from cwkernels.ops._compact import BankGradients, bank_gradients, select_row
+from cwkernels.ops._images import channels_last, images_of, sum_shared
 from cwkernels.ops._norm import (
     Norm,
     batch_statistics,
@@ -20,7 +21,6 @@ from cwkernels.ops._norm import (
     reference_normalize,
     stack,
 )
-from cwkernels.ops._images import channels_last, images_of, sum_shared
 from cwkernels.ops.backend import current_backend
 
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
@@ -29,7 +29,7 @@ NUM_CODES = 5
 CONVOLUTIONS = (CONV_1X1, CONV_3X3)
 
 
-@lru_cache(maxsize=None)
+@cache
 def active_edges(codes: tuple[int, ...]) -> tuple[bool, ...]:
     """Which edges can carry anything from the cell's input to its output.
 
@@ -187,9 +187,7 @@ class _Edge:
 
 def _edges(selection: list[list[int]]) -> list[_Edge]:
     active = active_edges(tuple(code for code, _ in selection))
-    return [
-        _Edge(index, *EDGES[index], *selection[index]) for index in range(6) if active[index]
-    ]
+    return [_Edge(index, *EDGES[index], *selection[index]) for index in range(6) if active[index]]
 
 
 def reference(
@@ -224,9 +222,7 @@ def reference(
                 value = F.avg_pool2d(value, 3, 1, 1, count_include_pad=count_include_pad)
             elif bank is not None:
                 value = F.conv2d(value, select_row(weights[bank], edge.row, dense_grad))
-            nodes[edge.target] = (
-                nodes[edge.target] + value if edge.target in nodes else value
-            )
+            nodes[edge.target] = nodes[edge.target] + value if edge.target in nodes else value
         outputs.append(nodes[3] if 3 in nodes else torch.zeros_like(nodes[0]))
         all_statistics.append(statistics)
     output = torch.stack(outputs)
@@ -258,9 +254,11 @@ def _origins(edges: list[_Edge], per_edge: int) -> list[int]:
     origins = [0, 1, 2, 3]
     for target in (1, 2, 3):
         incoming = [edge for edge in edges if edge.target == target]
-        if len(incoming) == 1 and incoming[0].code == SKIP_CONNECT:
-            if incoming[0].bank(per_edge) is None:
-                origins[target] = origins[incoming[0].source]
+        if len(incoming) != 1:
+            continue
+        (only,) = incoming
+        if only.code == SKIP_CONNECT and only.bank(per_edge) is None:
+            origins[target] = origins[only.source]
     return origins
 
 
@@ -302,9 +300,7 @@ def _forward_one(
     return torch.zeros_like(images) if output is None else output, statistics, saved
 
 
-def _running_of(
-    running_mean: list[Tensor], running_var: list[Tensor]
-) -> Callable[[_Edge], Tensor]:
+def _running_of(running_mean: list[Tensor], running_var: list[Tensor]) -> Callable[[_Edge], Tensor]:
     return lambda edge: torch.stack(
         [running_mean[edge.norm()][edge.row], running_var[edge.norm()][edge.row]]
     )
@@ -355,7 +351,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
     context = torch.library.get_ctx()
     a = selection.shape[0]
-    _, n, c, height, width = images.shape
+    c = images.shape[2]
 
     def slots(count: int) -> list[Tensor]:
         sizes = [context.new_dynamic_size(min=0) for _ in range(count * a)]

@@ -130,9 +130,7 @@ def _update_statistics(
     counts: list[int],
     momentum: float | None,
 ) -> None:
-    reference(
-        running_mean, running_var, num_batches_tracked, statistics, rows, counts, momentum
-    )
+    reference(running_mean, running_var, num_batches_tracked, statistics, rows, counts, momentum)
 
 
 @_update_statistics.register_fake

@@ -1,0 +1,138 @@
+"""What the package promises before any operation runs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cwkernels as cw
+from cwkernels.ops import _library
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "cwkernels"
+
+# DESIGN: imports run down only. A layer may import the layers that stand after it.
+LAYERS = ("optim", "networks", "nn", "spaces", "data", "ops")
+ALLOWED = {
+    "optim": {"nn", "ops"},
+    "networks": {"nn", "ops", "spaces"},
+    "nn": {"ops", "spaces"},
+    "spaces": set(),
+    "data": set(),
+    "ops": set(),
+    "testing": {"ops"},
+}
+
+
+def imported_layers(path: Path) -> set[str]:
+    """The parts of cwkernels that a file imports, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "cwkernels":
+                names |= {alias.name for alias in node.names}
+            elif node.module.startswith("cwkernels."):
+                names.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            names |= {a.name.split(".")[1] for a in node.names if a.name.startswith("cwkernels.")}
+    return names
+
+
+def layer_files() -> list[Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init__.py"] + [
+        PACKAGE / layer / "__init__.py" for layer in LAYERS if (PACKAGE / layer).is_dir()
+    ]
+
+
+@pytest.mark.parametrize("path", layer_files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_down_only(path: Path) -> None:
+    layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert imported_layers(path) <= ALLOWED[layer] | {layer}
+
+
+def run(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+
+
+def test_the_package_loads_its_parts_lazily() -> None:
+    assert run("import cwkernels, sys; print('torch' in sys.modules)") == "False\n"
+
+
+def test_ops_load_nothing_of_nas() -> None:
+    code = "import cwkernels.ops, sys; print([m for m in sys.modules if m.startswith('cwkernels')])"
+    loaded = ast.literal_eval(run(code))
+    assert "cwkernels.ops.gather_conv" in loaded
+    assert all(name == "cwkernels" or name.startswith("cwkernels.ops") for name in loaded)
+
+
+def test_every_public_name_resolves() -> None:
+    assert {"ops", "spaces", "networks", "backend"} <= set(dir(cw))
+    for name in cw.__all__:
+        assert getattr(cw, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'convolutions'"):
+        _ = cw.convolutions
+
+
+@pytest.mark.parametrize("version", ["2.9.1", "1.13.0+cpu", "nonsense"])
+def test_an_old_torch_is_a_named_error(version: str) -> None:
+    with pytest.raises(
+        ImportError, match=rf"cwkernels: wanted torch >= 2\.10, got .*{version[:3]}"
+    ):
+        _library.check_torch(version)
+
+
+@pytest.mark.parametrize("version", ["2.10.0", "2.14.1+cu130", "3.0.0a0"])
+def test_a_new_torch_is_accepted(version: str) -> None:
+    _library.check_torch(version)
+
+
+def test_a_missing_extension_is_a_named_error(tmp_path: Path) -> None:
+    with pytest.raises(ImportError, match=r"no compiled extension at .*_C\.so: build it with"):
+        _library.load(tmp_path / "_C.so")
+
+
+def test_setup_refuses_an_old_torch(tmp_path: Path) -> None:
+    package = tmp_path / "torch"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "version.py").write_text("__version__ = '2.9.1+cpu'\n")
+    result = subprocess.run(
+        [sys.executable, "setup.py", "build_ext"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    )
+    assert result.returncode != 0
+    assert "cwkernels: building needs torch >= 2.10, found 2.9" in result.stderr
+
+
+OBJECTS = sorted((ROOT / "build" / "cmake" / "CMakeFiles").glob("cpu_*.dir/csrc/ops/*.o"))
+
+
+@pytest.mark.skipif(not OBJECTS, reason="the extension was not built in this checkout")
+@pytest.mark.parametrize("path", OBJECTS, ids=lambda p: f"{p.parts[-4]}-{p.name}")
+def test_kernels_of_one_instruction_set_stay_in_their_namespace(path: Path) -> None:
+    """Else the linker could pick AVX-512 code for a machine that does not have it."""
+    isa = path.parts[-4].removeprefix("cpu_").removesuffix(".dir")
+    symbols = subprocess.run(["nm", "-C", path], capture_output=True, text=True, check=True).stdout
+    defined = [line.split(maxsplit=2) for line in symbols.splitlines() if " U " not in line]
+    exported = [name for _, kind, name in defined if kind in "TWVBDu"]
+    assert exported
+    assert all(f"cwkernels::{isa}::" in name for name in exported)
+
+
+def test_the_make_environment_reuses_a_torch_that_is_new_enough() -> None:
+    code = """
+import make_venv
+print([make_venv.new_enough(v) for v in ("2.10.0", "2.14.1+cu130", "2.9.1")])
+print((make_venv.importable_torch()[1] / "torch" / "version.py").exists())
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "tools", check=True
+    )
+    assert result.stdout == "[True, True, False]\nTrue\n"
