@@ -50,7 +50,7 @@ class Bank(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Registers a copy or an unpickled bank, too, with the check on stock optimizers."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         _banks.add(self)
 
     @property

@@ -22,7 +22,7 @@ ALLOWED = {
     "spaces": set(),
     "data": set(),
     "ops": set(),
-    "testing": {"ops"},
+    "testing": {"ops", "spaces"},
 }
 
 
