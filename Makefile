@@ -6,7 +6,7 @@ NATIVE := $(wildcard csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu)
 OVERHEAD ?=
 PYTEST ?=
 
-.PHONY: overhead test check lint build clean
+.PHONY: overhead test mutants kernels check lint build clean
 
 overhead: build
 	$(BIN) -m bench.overhead $(OVERHEAD)
@@ -18,6 +18,13 @@ lint: build
 	$(BIN) -m ruff check .
 	$(BIN) -m ruff format --check .
 	$(BIN) -m mypy
+
+# Planted bugs, each to be killed by the test that it names.
+mutants: build
+	$(BIN) tests/mutants/run.py
+
+kernels: build
+	$(BIN) -m bench.kernels
 
 check: lint test
 

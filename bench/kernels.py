@@ -1,0 +1,163 @@
+"""Each operation at the networks' shapes, beside stock PyTorch: `python -m bench.kernels`.
+
+A speed is a ratio of medians: ours and stock take turns in one process, in both orders.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+os.environ.setdefault("OMP_PROC_BIND", "true")
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench.harness import Action, Interval, describe_machine, interleave, write_json
+from cwkernels import ops
+from cwkernels.testing import ConvCase, dense_random, network_cases
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: an operation, a shape, a direction.
+
+    Attributes:
+        milliseconds: our median.
+        ratio: our time over stock's, with its 10-90 % interval.
+        rate: our GFLOP/s, or GB/s of what moves no arithmetic.
+        unit: of the rate.
+    """
+
+    operation: str
+    shape: str
+    direction: str
+    milliseconds: float
+    ratio: Interval
+    rate: float
+    unit: str
+
+
+def convolution_actions(case: ConvCase) -> dict[str, Mapping[str, Action]]:
+    """For each direction "ours" and "stock", which is channels-last."""
+    drawn = case.tensors(dense_random)
+    input, weight, rows, grad = (drawn[n] for n in ("input", "weight", "rows", "cotangent"))
+    kernels = torch.ops.cwkernels
+    stride, groups, size = case.stride, case.groups, case.kernel_size
+    stock_input, stock_grad = input[0], grad[0]
+    stock_weight = weight[0].contiguous(memory_format=torch.channels_last)
+
+    def stock_backward(input_too: bool) -> Action:
+        mask = [input_too, not input_too, False]
+        geometry = ([stride] * 2, [size // 2] * 2, [1, 1], False, [0, 0], groups, mask)
+        return lambda: torch.ops.aten.convolution_backward(
+            stock_grad, stock_input, stock_weight, None, *geometry
+        )
+
+    return {
+        "forward": {
+            "ours": lambda: kernels.gather_conv(input, weight, rows, stride, groups, False),
+            "stock": lambda: F.conv2d(
+                stock_input, stock_weight, None, stride, size // 2, groups=groups
+            ),
+        },
+        "input gradient": {
+            "ours": lambda: kernels.gather_conv_backward_input(
+                grad, weight, rows, input.shape, stride, groups
+            ),
+            "stock": stock_backward(True),
+        },
+        "weight gradient": {
+            "ours": lambda: kernels.gather_conv_backward_weight(
+                grad, input, rows, size, stride, groups
+            ),
+            "stock": stock_backward(False),
+        },
+    }
+
+
+def operations(case: ConvCase) -> int:
+    """Multiply-adds of one direction, twice, as each is two operations."""
+    pixels = case.images * case.output_shape[-1] * case.output_shape[-2]
+    return 2 * pixels * case.out_channels * case.in_channels // case.groups * case.kernel_size**2
+
+
+def measure_convolution(case: ConvCase, rounds: int) -> list[Row]:
+    """The three directions of one convolution."""
+    rows = []
+    for direction, actions in convolution_actions(case).items():
+        samples = interleave([actions], rounds=rounds)
+        (median,) = samples.medians("ours")
+        ratio = samples.ratio("ours", "stock")
+        rate = operations(case) / median / 1e9
+        rows.append(Row("gather_conv", case.name, direction, median * 1e3, ratio, rate, "GFLOP/s"))
+    return rows
+
+
+def measure_copy(name: str, bank: Tensor, sources: Tensor, rounds: int) -> Row:
+    """copy_rows as a split calls it, against advanced indexing."""
+    actions: Mapping[str, Action] = {
+        "ours": lambda: ops.copy_rows(bank, sources),
+        "stock": lambda: bank[sources],
+    }
+    samples = interleave([actions], rounds=rounds)
+    (median,) = samples.medians("ours")
+    moved = 2 * sources.numel() * bank[0].numel() * bank.element_size()
+    ratio = samples.ratio("ours", "stock")
+    return Row("copy_rows", name, "forward", median * 1e3, ratio, moved / median / 1e9, "GB/s")
+
+
+def copies() -> list[tuple[str, Tensor, Tensor]]:
+    """What splits copy: one row to 25 of a 3x3 bank, and to 3 of Macro's widest."""
+    return [
+        ("64x64x3x3, 1 to 25 rows", torch.randn(1, 64, 64, 3, 3), torch.zeros(25).long()),
+        ("1536x256x1x1, 1 to 3 rows", torch.randn(1, 256, 1536, 1, 1), torch.zeros(3).long()),
+    ]
+
+
+def line(row: Row) -> str:
+    """One line of the table."""
+    ratio = f"{row.ratio.value:5.2f} [{row.ratio.low:.2f}-{row.ratio.high:.2f}]"
+    rate = f"{row.rate:7.1f} {row.unit}"
+    return f"{row.shape:<28}{row.direction:<17}{row.milliseconds:8.3f} ms  x{ratio:<18}{rate}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints a line at a time, and writes JSON if asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.kernels")
+    parser.add_argument("--batch", type=int, default=64, help="images a batch (64)")
+    parser.add_argument("--rounds", type=int, default=10, help="timed rounds (10)")
+    parser.add_argument("--only", default="", help="shapes whose name contains this")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    options = parser.parse_args(arguments)
+    print(describe_machine(CPU).line())
+    print(f"batch {options.batch}; x: our time over stock channels-last torch, 10-90 % in brackets")
+    rows = []
+    for name, bank, sources in copies():
+        if options.only in name:
+            rows.append(measure_copy(name, bank, sources, options.rounds))
+            print(line(rows[-1]), flush=True)
+    for case in network_cases(images=options.batch):
+        if options.only in case.name:
+            for row in measure_convolution(case, options.rounds):
+                rows.append(row)
+                print(line(row), flush=True)
+    if options.json is not None:
+        content = {
+            "machine": asdict(describe_machine(CPU)),
+            "batch": options.batch,
+            "rounds": options.rounds,
+            "rows": [asdict(row) for row in rows],
+        }
+        write_json(options.json, content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Planted bugs, and the test that must kill each.
+
+Native bugs are chosen at run time, so all of them cost one build. A Python bug is a text put into a
+copy of the package.
+"""
+
+from dataclasses import dataclass
+
+_PLAN = "csrc/parts/conv_plan.h"
+_DENSE = "csrc/parts/conv_dense.h"
+_DENSE_WEIGHT = "csrc/parts/conv_dense_weight.h"
+_DEPTHWISE = "csrc/parts/conv_depthwise.h"
+_DEPTHWISE_WEIGHT = "csrc/parts/conv_depthwise_weight.h"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One planted bug.
+
+    Attributes:
+        name: what is wrong.
+        file: where, below the checkout.
+        old: the text that is right; it stands in the file exactly once.
+        new: the text that is wrong; in native code only where MUTANT is true.
+        test: what pytest must find failing, with its `-k` expression if there is one.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: tuple[str, ...]
+
+
+_EXACT = ("tests/ops/test_gather_conv.py", "-k", "small_integers_are_exact")
+
+NATIVE = (
+    Mutant(
+        "flipped tap",
+        _PLAN,
+        "plane.weight_index[t] = t;",
+        "plane.weight_index[t] = MUTANT ? plane.taps() - 1 - t : t;",
+        _EXACT,
+    ),
+    Mutant(
+        "off-by-one halo",
+        _PLAN,
+        "plane.source_step + plane.first_row;",
+        "plane.source_step + plane.first_row + MUTANT;",
+        _EXACT,
+    ),
+    Mutant(
+        "gradient of the input through taps that are not flipped",
+        _PLAN,
+        "const int64_t shift = parity + p.kernel_size / 2 - k;",
+        "const int64_t shift = parity + (p.kernel_size / 2 - k) * (MUTANT ? -1 : 1);",
+        _EXACT,
+    ),
+    Mutant(
+        "wrong set stride",
+        _DENSE,
+        "p_.rows[a] * p_.output_channels * p_.input_channels * kernel;",
+        "p_.rows[a] * (p_.output_channels * p_.input_channels * kernel - MUTANT);",
+        _EXACT,
+    ),
+    Mutant(
+        "wrong row of a repeated architecture",
+        _DEPTHWISE,
+        "p_.rows[a] * p_.output_channels * taps();",
+        "p_.rows[MUTANT ? 0 : a] * p_.output_channels * taps();",
+        _EXACT,
+    ),
+    Mutant(
+        "gradients of shared images overwrite each other",
+        _DENSE,
+        "store(to, accumulate ? load(to) + acc[v] : acc[v]);",
+        "store(to, accumulate && !MUTANT ? load(to) + acc[v] : acc[v]);",
+        _EXACT,
+    ),
+    Mutant(
+        "gradients of a repeated row overwrite each other",
+        _DENSE_WEIGHT,
+        "to = again ? to + total[k] : total[k];",
+        "to = again && !MUTANT ? to + total[k] : total[k];",
+        _EXACT,
+    ),
+    Mutant(
+        "the last chunk of images forgotten",
+        _DEPTHWISE_WEIGHT,
+        "chunk < chunks_; ++chunk) total += sum",
+        "chunk < chunks_ - MUTANT; ++chunk) total += sum",
+        _EXACT,
+    ),
+    Mutant(
+        "stale workspace",
+        _DENSE_WEIGHT,
+        "++i) partial[i] = T(0);",
+        "++i) partial[i] = MUTANT ? partial[i] + T(1) : T(0);",
+        _EXACT,
+    ),
+    Mutant(
+        "a tail that takes its channels from another",
+        _DENSE_WEIGHT,
+        "k < channels ? target[list.target[q] + k] : T(0);",
+        "k < channels ? target[list.target[q] + (MUTANT ? 0 : k)] : T(0);",
+        _EXACT,
+    ),
+    Mutant(
+        "stride ignored",
+        _PLAN,
+        "plane.source_step = p.stride;",
+        "plane.source_step = MUTANT ? 1 : p.stride;",
+        _EXACT,
+    ),
+)
+
+_CELL = "cwkernels/ops/nb201_cell.py"
+_OPTIM = "cwkernels/optim.py"
+
+PYTHON = (
+    Mutant(
+        "dropped ReLU",
+        _CELL,
+        "rectified[origin] = torch.relu(value)",
+        "rectified[origin] = value",
+        ("tests/ops/test_nb201_cell.py",),
+    ),
+    Mutant(
+        "dead convolutions computed",
+        _CELL,
+        "code != NONE and source in fed and target in reaches\n",
+        "code != NONE and source in fed\n",
+        ("tests/ops/test_nb201_cell.py",),
+    ),
+    Mutant(
+        "gradient not rectified",
+        _CELL,
+        "incoming = torch.ops.aten.threshold_backward(incoming, node, 0)",
+        "incoming = incoming * 1",
+        ("tests/ops/test_nb201_cell.py",),
+    ),
+    Mutant(
+        "gradient without the residual",
+        "cwkernels/ops/inverted_bottleneck.py",
+        "return incoming + grad if",
+        "return incoming if",
+        ("tests/ops/test_inverted_bottleneck.py",),
+    ),
+    Mutant(
+        "biased running variance",
+        "cwkernels/ops/update_statistics.py",
+        "lerp_(measured[1] * unbias, factor)",
+        "lerp_(measured[1], factor)",
+        ("tests/ops/test_update_statistics.py",),
+    ),
+    Mutant(
+        "batch norm's gradient without its statistics",
+        "cwkernels/ops/_norm.py",
+        "        training,\n        eps,\n        [True,",
+        "        False,\n        eps,\n        [True,",
+        ("tests/ops/test_norm_add.py",),
+    ),
+    Mutant(
+        "gradients of a repeated row overwrite each other in copy_rows",
+        "cwkernels/ops/_compact.py",
+        "return unique, sums.index_add_(0, place, values)",
+        "return unique, sums.index_copy_(0, place, values)",
+        ("tests/ops/test_copy_rows.py",),
+    ),
+    Mutant(
+        "combination read backwards",
+        "cwkernels/nn/set_map.py",
+        "for decision in self._host_reads:",
+        "for decision in reversed(self._host_reads):",
+        ("tests/networks/test_split.py",),
+    ),
+    Mutant(
+        "every new row copies row 0",
+        "cwkernels/networks/supernet.py",
+        "sources = set_map.rows(combinations)",
+        "sources = torch.zeros_like(set_map.rows(combinations))",
+        ("tests/networks/test_split.py",),
+    ),
+    Mutant(
+        "a split by `.data =`",
+        "cwkernels/nn/bank.py",
+        "tensor.set_(source)",
+        "tensor.data = source",
+        ("tests/networks/test_split_traps.py",),
+    ),
+    Mutant(
+        "a shift that is not saved for backward",
+        "cwkernels/ops/inverted_bottleneck.py",
+        "for bank in group]\n    ctx.save_for_backward(",
+        "for bank in group]\n    banks = [bank.detach().clone() for bank in banks]\n"
+        "    ctx.save_for_backward(",
+        ("tests/networks/test_split_traps.py",),
+    ),
+    Mutant(
+        "stock optimizers not checked",
+        "cwkernels/nn/bank.py",
+        "register_optimizer_step_pre_hook(_check_stock_optimizer)",
+        "",
+        ("tests/networks/test_split_traps.py",),
+    ),
+    Mutant(
+        "momentum does not follow the split",
+        _OPTIM,
+        "grown[: sources.shape[0]] = copy_rows(buffer, sources.to(buffer.device))",
+        "pass",
+        ("tests/optim",),
+    ),
+    Mutant(
+        "unselected rows decay",
+        _OPTIM,
+        'if self._unselected == "zero_grad" and (grads or parameter in self.state):',
+        "if grads or parameter in self.state:",
+        ("tests/networks/test_rows_read.py", "tests/optim"),
+    ),
+    Mutant(
+        "statistics written to row 0",
+        "cwkernels/networks/nb201.py",
+        "rows.where(alive & (codes == code), -1)",
+        "torch.zeros_like(rows).where(alive & (codes == code), -1)",
+        ("tests/networks/test_rows_read.py",),
+    ),
+)
