@@ -53,6 +53,10 @@ class CMakeBuild(build_ext):
             ["cmake", "--build", build],
         ):
             subprocess.run(command, check=True, env=environment)
+        if self.inplace:  # where editors look for it
+            link = ROOT / "compile_commands.json"
+            link.unlink(missing_ok=True)
+            link.symlink_to(build.relative_to(ROOT) / link.name)
 
     def get_outputs(self) -> list[str]:
         return [str(Path(self.build_lib) / "cwkernels" / "_C.so")]
