@@ -1,8 +1,6 @@
 """nb201_cell: a NAS-Bench-201 cell, each edge running what its architecture chose."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -10,6 +8,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cwkernels.ops import _library  # noqa: F401
+from cwkernels.ops._cell_plan import (
+    AVG_POOL_3X3,
+    CONVOLUTIONS,
+    NUM_CODES,
+    Edge,
+    edges_of,
+    origins_of,
+)
 from cwkernels.ops._compact import BankGradients, bank_gradients, select_row
 from cwkernels.ops._images import channels_last, images_of, sum_shared
 from cwkernels.ops._norm import (
@@ -22,31 +28,6 @@ from cwkernels.ops._norm import (
     stack,
 )
 from cwkernels.ops.backend import current_backend
-
-EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
-NONE, SKIP_CONNECT, CONV_1X1, CONV_3X3, AVG_POOL_3X3 = range(5)
-NUM_CODES = 5
-CONVOLUTIONS = (CONV_1X1, CONV_3X3)
-
-
-@cache
-def active_edges(codes: tuple[int, ...]) -> tuple[bool, ...]:
-    """Which edges can carry anything from the cell's input to its output.
-
-    A convolution on any other edge is dead: it is not computed, and gets no gradient and no
-    statistics.
-    """
-    fed, reaches = {0}, {3}
-    for (source, target), code in zip(EDGES, codes, strict=True):
-        if code != NONE and source in fed:
-            fed.add(target)
-    for (source, target), code in zip(reversed(EDGES), reversed(codes), strict=True):
-        if code != NONE and target in reaches:
-            reaches.add(source)
-    return tuple(
-        code != NONE and source in fed and target in reaches
-        for (source, target), code in zip(EDGES, codes, strict=True)
-    )
 
 
 def nb201_cell(
@@ -164,32 +145,6 @@ def _check(
     return input if input.dim() == 5 else input.unsqueeze(0), selection.reshape(-1, 6, 2)
 
 
-@dataclass(frozen=True)
-class _Edge:
-    """An active edge of one architecture."""
-
-    index: int
-    source: int
-    target: int
-    code: int
-    row: int
-
-    def bank(self, per_edge: int) -> int | None:
-        """The place of the weights it reads, or None."""
-        if self.code in CONVOLUTIONS:
-            return self.index * per_edge + self.code - CONV_1X1
-        return self.index * per_edge + 2 if self.code == SKIP_CONNECT and per_edge == 3 else None
-
-    def norm(self) -> int:
-        """The place of a convolution's running statistics."""
-        return self.index * 2 + self.code - CONV_1X1
-
-
-def _edges(selection: list[list[int]]) -> list[_Edge]:
-    active = active_edges(tuple(code for code, _ in selection))
-    return [_Edge(index, *EDGES[index], *selection[index]) for index in range(6) if active[index]]
-
-
 def reference(
     images: Tensor,
     selection: Tensor,
@@ -207,7 +162,7 @@ def reference(
     for a, choices in enumerate(selection.tolist()):
         nodes: dict[int, Tensor] = {0: images_of(images, a)}
         statistics = images.new_zeros((6, 2, images.shape[2]))
-        for edge in _edges(choices):
+        for edge in edges_of(choices):
             value = nodes[edge.source]
             bank = edge.bank(per_edge)
             if edge.code in CONVOLUTIONS and bank is not None:
@@ -249,24 +204,11 @@ class _Saved:
         self.nodes = [images.new_empty((0, *images.shape))] * 2
 
 
-def _origins(edges: list[_Edge], per_edge: int) -> list[int]:
-    """For each node the node whose value it is: itself, or what a lone skip leads back to."""
-    origins = [0, 1, 2, 3]
-    for target in (1, 2, 3):
-        incoming = [edge for edge in edges if edge.target == target]
-        if len(incoming) != 1:
-            continue
-        (only,) = incoming
-        if only.code == SKIP_CONNECT and only.bank(per_edge) is None:
-            origins[target] = origins[only.source]
-    return origins
-
-
 def _forward_one(
     images: Tensor,
-    edges: list[_Edge],
+    edges: list[Edge],
     weights: list[Tensor],
-    running: Callable[[_Edge], Tensor] | None,
+    running: Callable[[Edge], Tensor] | None,
     count_include_pad: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, _Saved]:
@@ -276,7 +218,7 @@ def _forward_one(
     statistics = images.new_zeros((6, 2, images.shape[1]))
     saved = _Saved(images)
     per_edge = len(weights) // 6
-    origins = _origins(edges, per_edge)
+    origins = origins_of(edges, per_edge)
     for edge in edges:
         value = nodes[edge.source]
         bank = edge.bank(per_edge)
@@ -300,7 +242,7 @@ def _forward_one(
     return torch.zeros_like(images) if output is None else output, statistics, saved
 
 
-def _running_of(running_mean: list[Tensor], running_var: list[Tensor]) -> Callable[[_Edge], Tensor]:
+def _running_of(running_mean: list[Tensor], running_var: list[Tensor]) -> Callable[[Edge], Tensor]:
     return lambda edge: torch.stack(
         [running_mean[edge.norm()][edge.row], running_var[edge.norm()][edge.row]]
     )
@@ -324,7 +266,7 @@ def _nb201_cell(
     for a, choices in enumerate(selection.tolist()):
         own = images_of(images, a)
         output, measured, saved = _forward_one(
-            own, _edges(choices), weights, running, count_include_pad, eps
+            own, edges_of(choices), weights, running, count_include_pad, eps
         )
         # An output of the operation may not be one of its inputs.
         outputs.append(output.clone() if output is own else output)
@@ -369,10 +311,10 @@ def _(
 def _backward_one(
     grad: Tensor,
     images: Tensor,
-    edges: list[_Edge],
+    edges: list[Edge],
     saved: _Saved,
     weights: list[Tensor],
-    statistics: Callable[[_Edge], Tensor],
+    statistics: Callable[[Edge], Tensor],
     gradients: BankGradients,
     training: bool,
     count_include_pad: bool,
@@ -380,7 +322,7 @@ def _backward_one(
 ) -> Tensor:
     """The gradient of one architecture's images."""
     per_edge = len(weights) // 6
-    origins = _origins(edges, per_edge)
+    origins = origins_of(edges, per_edge)
     node_grads: dict[int, Tensor] = {3: grad.contiguous(memory_format=torch.channels_last)}
     rectified: dict[int, Tensor] = {}
     for edge in reversed(edges):
@@ -444,7 +386,7 @@ def _nb201_cell_backward(
         own_grad = _backward_one(
             grad[a],
             own,
-            _edges(choices),
+            edges_of(choices),
             saved,
             weights,
             used,

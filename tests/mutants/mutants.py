@@ -127,7 +127,7 @@ PYTHON = (
     ),
     Mutant(
         "dead convolutions computed",
-        _CELL,
+        "cwkernels/ops/_cell_plan.py",
         "code != NONE and source in fed and target in reaches\n",
         "code != NONE and source in fed\n",
         ("tests/ops/test_nb201_cell.py",),

@@ -1,0 +1,69 @@
+"""What a NAS-Bench-201 cell runs: its edges' codes, which of them matter, what is read where."""
+
+from dataclasses import dataclass
+from functools import cache
+
+EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+NONE, SKIP_CONNECT, CONV_1X1, CONV_3X3, AVG_POOL_3X3 = range(5)
+NUM_CODES = 5
+CONVOLUTIONS = (CONV_1X1, CONV_3X3)
+
+
+@cache
+def active_edges(codes: tuple[int, ...]) -> tuple[bool, ...]:
+    """Which edges can carry anything from the cell's input to its output.
+
+    A convolution on any other edge is dead: it is not computed, and gets no gradient and no
+    statistics.
+    """
+    fed, reaches = {0}, {3}
+    for (source, target), code in zip(EDGES, codes, strict=True):
+        if code != NONE and source in fed:
+            fed.add(target)
+    for (source, target), code in zip(reversed(EDGES), reversed(codes), strict=True):
+        if code != NONE and target in reaches:
+            reaches.add(source)
+    return tuple(
+        code != NONE and source in fed and target in reaches
+        for (source, target), code in zip(EDGES, codes, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class Edge:
+    """An active edge of one architecture."""
+
+    index: int
+    source: int
+    target: int
+    code: int
+    row: int
+
+    def bank(self, per_edge: int) -> int | None:
+        """The place of the weights it reads, or None."""
+        if self.code in CONVOLUTIONS:
+            return self.index * per_edge + self.code - CONV_1X1
+        return self.index * per_edge + 2 if self.code == SKIP_CONNECT and per_edge == 3 else None
+
+    def norm(self) -> int:
+        """The place of a convolution's running statistics."""
+        return self.index * 2 + self.code - CONV_1X1
+
+
+def edges_of(selection: list[list[int]]) -> list[Edge]:
+    """The active edges of one architecture, from code and row of each edge, in their order."""
+    active = active_edges(tuple(code for code, _ in selection))
+    return [Edge(index, *EDGES[index], *selection[index]) for index in range(6) if active[index]]
+
+
+def origins_of(edges: list[Edge], per_edge: int) -> list[int]:
+    """For each node the node whose value it is: itself, or what a lone skip leads back to."""
+    origins = [0, 1, 2, 3]
+    for target in (1, 2, 3):
+        incoming = [edge for edge in edges if edge.target == target]
+        if len(incoming) != 1:
+            continue
+        (only,) = incoming
+        if only.code == SKIP_CONNECT and only.bank(per_edge) is None:
+            origins[target] = origins[only.source]
+    return origins
