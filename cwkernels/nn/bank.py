@@ -1,7 +1,6 @@
 """Bank: all weight sets of one tensor of one candidate, in one contiguous parameter."""
 
 import weakref
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from cwkernels.nn.set_map import SetMap
 from cwkernels.ops import copy_rows
+from cwkernels.spaces import checks
 
 _banks: "weakref.WeakSet[Bank]" = weakref.WeakSet()
 
@@ -25,8 +25,11 @@ class Bank(nn.Module):
         set_map: which row an architecture reads; shared by all banks of a decision.
         decision: the decision that the bank's candidate belongs to.
         candidate: the candidate's name.
-        capacity: rows allocated from the start (`reserve`), at least 1.
+        capacity: rows allocated from the start (`reserve`), at least 1; they stay allocated.
         is_norm: the scale or shift of a batch norm, which weight decay leaves alone.
+
+    Raises:
+        TypeError, ValueError: for a capacity that is not an int of at least 1.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Bank(nn.Module):
         is_norm: bool = False,
     ) -> None:
         super().__init__()
+        self.capacity = checks.integer("Bank", "capacity", capacity, at_least=1)
         self.weight = nn.Parameter(initial.detach().expand(capacity, *initial.shape).clone())
         self._set_map = [set_map]  # in a list: the network owns it, its state appears once
         self.decision = decision
@@ -59,7 +63,16 @@ class Bank(nn.Module):
         return self._set_map[0]
 
     def row(self, arch: Tensor) -> int:
-        """The row that one architecture, int64 [D], reads."""
+        """The row that one architecture, int64 [D], reads.
+
+        Raises:
+            TypeError, ValueError: for what is not one architecture.
+        """
+        sizes = self.set_map.num_candidates
+        arch = checks.choices("bank.row", "arch", arch, sizes)
+        if arch.dim() != 1:
+            wanted = f"of shape [{len(sizes)}]"
+            raise ValueError(checks.message("bank.row", "arch", wanted, list(arch.shape)))
         return int(self.set_map.rows(arch.cpu()))
 
     @property
@@ -86,11 +99,9 @@ class Bank(nn.Module):
         return f"{list(self.weight.shape)}, decision={self.decision}, candidate={self.candidate}"
 
     def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        loaded = state_dict.get(prefix + "weight")
-        if isinstance(loaded, Tensor) and other_rows(loaded, self.weight):
-            set_storage(self.weight, self.weight.new_empty(loaded.shape))
+        if make_room(self.weight, state_dict, prefix + "weight", self.capacity):
             self.weight.grad = None
             self.history.append(None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -108,6 +119,7 @@ class RunningStatistics(nn.Module):
 
     def __init__(self, channels: int, *, capacity: int = 1) -> None:
         super().__init__()
+        self.capacity = capacity
         self.register_buffer("running_mean", torch.zeros(capacity, channels))
         self.register_buffer("running_var", torch.ones(capacity, channels))
         self.register_buffer("num_batches_tracked", torch.zeros(capacity, dtype=torch.int64))
@@ -124,18 +136,29 @@ class RunningStatistics(nn.Module):
         self.num_batches_tracked.zero_()
 
     def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         for name, buffer in self.named_buffers():
-            loaded = state_dict.get(prefix + name)
-            if isinstance(loaded, Tensor) and other_rows(loaded, buffer):
-                set_storage(buffer, buffer.new_empty(loaded.shape))
+            make_room(buffer, state_dict, prefix + name, self.capacity)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def other_rows(loaded: Tensor, tensor: Tensor) -> bool:
-    """Whether two tensors differ in their number of rows alone."""
-    return loaded.shape[1:] == tensor.shape[1:] and loaded.shape != tensor.shape
+def make_room(tensor: Tensor, state_dict: dict[str, Any], key: str, capacity: int) -> bool:
+    """Lets `tensor` [S, ...] load `state_dict[key]` [S', ...]; whether its size has changed.
+
+    Fewer rows than were reserved are completed by the tensor's own, so that these stay allocated.
+    """
+    loaded = state_dict.get(key)
+    if not isinstance(loaded, Tensor) or loaded.dim() != tensor.dim():
+        return False
+    if loaded.shape == tensor.shape or loaded.shape[1:] != tensor.shape[1:]:
+        return False
+    if loaded.shape[0] < capacity:
+        reserved = tensor.detach()[loaded.shape[0] :]
+        state_dict[key] = torch.cat([loaded, reserved.to(loaded)])
+        return False
+    set_storage(tensor, tensor.new_empty(loaded.shape))
+    return True
 
 
 def replace_rows(tensor: Tensor, rows: Tensor) -> None:

@@ -1,6 +1,7 @@
 """SetMap: which weight set a decision reads, as data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -47,19 +48,30 @@ class SetMap(nn.Module):
             set_of: int64, one row for each of their combinations.
 
         Raises:
-            ValueError: if the table does not have that length, or has a negative row.
+            ValueError: for a decision that does not exist, or if the table does not have that
+                length, or has a negative row.
         """
-        combinations = 1
-        for decision in reads:
-            combinations *= self.num_candidates[decision]
-        if set_of.dtype != torch.int64 or set_of.shape != (combinations,) or int(set_of.min()) < 0:
-            got = f"{set_of.dtype} {list(set_of.shape)}"
-            wanted = f"int64 [{combinations}] of rows, one for each combination"
-            raise ValueError(f"SetMap.assign: set_of: wanted {wanted}, got {got}")
+        if (fault := self._fault(reads, set_of)) is not None:
+            raise ValueError(f"SetMap.assign: {fault}")
         device = self.reads.device
         self.reads = torch.tensor(list(reads), dtype=torch.int64, device=device)
-        self.set_of = set_of.to(device)
+        self.set_of = set_of.to(device, copy=True)
         self._refresh()
+
+    def _fault(self, reads: Sequence[int], set_of: object) -> str | None:
+        """What is wrong with a map: argument, wanted, got."""
+        decisions = range(len(self.num_candidates))
+        if not all(isinstance(d, int) and d in decisions for d in reads):
+            return f"reads: wanted decisions in [0, {len(decisions)}), got {list(reads)}"
+        combinations = prod(self.num_candidates[decision] for decision in reads)
+        wanted = f"int64 [{combinations}] of rows, one for each combination"
+        if not isinstance(set_of, Tensor):
+            return f"set_of: wanted {wanted}, got {type(set_of).__name__}"
+        if set_of.dtype != torch.int64 or set_of.shape != (combinations,):
+            return f"set_of: wanted {wanted}, got {set_of.dtype} {list(set_of.shape)}"
+        if int(set_of.min()) < 0:
+            return f"set_of: wanted rows of at least 0, got {int(set_of.min())}"
+        return None
 
     def rows(self, arch: Tensor) -> Tensor:
         """The rows that architectures read: int64 [..., D] on the CPU to int64 [...]."""
@@ -69,11 +81,30 @@ class SetMap(nn.Module):
         return self._host_set_of[number]
 
     def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
-        for name in ("reads", "set_of"):
-            loaded = state_dict.get(prefix + name)
-            if isinstance(loaded, Tensor):
+        names = ("reads", "set_of")
+        reads, set_of = (state_dict.get(prefix + name) for name in names)
+        if isinstance(reads, Tensor) and isinstance(set_of, Tensor):
+            if (fault := self._fault(reads.tolist(), set_of)) is not None:
+                error_msgs.append(prefix + fault)
+                return
+            for name, loaded in zip(names, (reads, set_of), strict=True):
                 setattr(self, name, torch.empty_like(loaded, device=self.reads.device))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
         self._refresh()

@@ -54,6 +54,10 @@ def normalize_backward(
     grad: Tensor, input: Tensor, norm: Norm, training: bool, eps: float
 ) -> NormGradient:
     """The gradient of `normalize`; in training through the statistics too, as the input's own."""
+    if input.numel() == 0:
+        # torch's kernel divides by the number of values a channel.
+        zero = None if norm.scale is None else torch.zeros_like(norm.scale)
+        return NormGradient(torch.empty_like(input), zero, zero)
     mean, variance = norm.statistics
     gradient = torch.ops.aten.native_batch_norm_backward(
         grad,
@@ -78,6 +82,11 @@ def reference_normalize(input: Tensor, norm: Norm, training: bool, eps: float) -
     return F.batch_norm(input, mean, variance, norm.scale, norm.shift, training=False, eps=eps)
 
 
+def per_architecture(images: Tensor) -> Tensor:
+    """Images [A, N, C, H, W] as they are, [N, C, H, W] as those of one architecture."""
+    return images if images.dim() == 5 else images.unsqueeze(0)
+
+
 def stack(tensors: list[Tensor]) -> Tensor:
     """`torch.stack`, without the copy where there is one architecture."""
     return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
@@ -89,10 +98,14 @@ def check_norm(
     statistics: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
+    training: bool,
 ) -> None:
     """Raises ValueError unless the statistics and the affine map fit images [..., N, C, H, W]."""
     if input.dim() not in (4, 5):
         wanted = "[N, C, H, W] or [A, N, C, H, W]"
+        raise ValueError(f"{operation}: input: wanted {wanted}, got {list(input.shape)}")
+    if input.shape[0] == 0 and input.dim() == 5:
+        wanted = "at least one architecture"
         raise ValueError(f"{operation}: input: wanted {wanted}, got {list(input.shape)}")
     channels = input.shape[-3]
     shape = (*input.shape[:-4], 2, channels)
@@ -103,9 +116,14 @@ def check_norm(
         raise ValueError(f"{operation}: shift: wanted scale and shift both or neither, got one")
     if scale is not None and statistics is None:
         raise ValueError(f"{operation}: statistics: wanted a tensor beside scale, got None")
+    for name, tensor in (("statistics", statistics), ("scale", scale), ("shift", shift)):
+        if tensor is not None and tensor.dtype != input.dtype:
+            raise ValueError(f"{operation}: {name}: wanted {input.dtype}, got {tensor.dtype}")
     for name, affine in (("scale", scale), ("shift", shift)):
         if affine is not None and affine.shape != (channels,):
             raise ValueError(f"{operation}: {name}: wanted [{channels}], got {list(affine.shape)}")
+    if training and statistics is not None:
+        check_batch(operation, input.shape)
 
 
 def norms(

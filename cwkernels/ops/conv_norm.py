@@ -15,11 +15,14 @@ from cwkernels.ops._norm import (
     normalize,
     normalize_backward,
     norms,
+    per_architecture,
     reference_normalize,
     stack,
     sum_affine,
 )
 from cwkernels.ops.backend import current_backend
+
+KERNEL_SIZES = (1, 3, 5, 7)
 
 
 def conv_norm(
@@ -50,7 +53,7 @@ def conv_norm(
 
     Args:
         input: [N, C, H, W] or, one batch for each architecture, [A, N, C, H, W].
-        weight: [K, C, R, R], the same for all architectures; R odd.
+        weight: [K, C, R, R], the same for all architectures; R in 1, 3, 5, 7.
         statistics: [2, C] or [A, 2, C], mean and biased variance by which the input is normalised:
             the batch's own in training, running ones otherwise. None: not normalised.
         scale, shift: [C], the affine map of the normalisation, or None.
@@ -64,12 +67,11 @@ def conv_norm(
         The raw output [..., N, K, H', W'] and its statistics [..., 2, K], mean and biased variance.
 
     Raises:
-        ValueError: if ranks or shapes do not fit together.
+        ValueError: if ranks, shapes or dtypes do not fit together, for another R or stride, or in
+            training if a batch of one value a channel is to be normalised.
     """
-    check_norm("conv_norm", input, statistics, scale, shift)
-    if weight.dim() != 4 or weight.shape[1] != input.shape[-3]:
-        wanted = f"[K, {input.shape[-3]}, R, R]"
-        raise ValueError(f"conv_norm: weight: wanted {wanted}, got {list(weight.shape)}")
+    check_norm("conv_norm", input, statistics, scale, shift, training)
+    _check(input, weight, stride, pool)
     operation = (
         reference if current_backend() == "reference" else torch.ops.cwkernels.conv_norm.default
     )
@@ -77,6 +79,21 @@ def conv_norm(
         input, weight, statistics, scale, shift, relu, pool, stride, training, eps
     )
     return output, measured
+
+
+def _check(input: Tensor, weight: Tensor, stride: int, pool: bool) -> None:
+    def fail(argument: str, wanted: str, got: object) -> ValueError:
+        return ValueError(f"conv_norm: {argument}: wanted {wanted}, got {got}")
+
+    shape, size = list(weight.shape), weight.shape[-1] if weight.dim() == 4 else 0
+    if size not in KERNEL_SIZES or shape[1:] != [input.shape[-3], size, size]:
+        raise fail("weight", f"[K, {input.shape[-3]}, R, R] with R in 1, 3, 5, 7", shape)
+    if weight.dtype != input.dtype:
+        raise fail("weight", str(input.dtype), weight.dtype)
+    if stride not in (1, 2):
+        raise fail("stride", "1 or 2", stride)
+    if pool and min(input.shape[-2:]) < 2:
+        raise fail("input", "at least 2 x 2 pixels to average", list(input.shape))
 
 
 def reference(
@@ -92,7 +109,7 @@ def reference(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """The same in plain torch."""
-    images = input.reshape(-1, *input.shape[-4:])
+    images = per_architecture(input)
     outputs, measured = [], []
     for own, norm in zip(images, norms(images, statistics, scale, shift), strict=True):
         loaded = own if norm is None else reference_normalize(own, norm, training, eps)
@@ -127,7 +144,7 @@ def _conv_norm(
     training: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    images = input.reshape(-1, *input.shape[-4:])
+    images = per_architecture(input)
     all_norms = norms(images, statistics, scale, shift)
     loaded = stack(
         [_load(own, norm, relu, pool, eps) for own, norm in zip(images, all_norms, strict=True)]
@@ -174,9 +191,10 @@ def _conv_norm_backward(
     stride: int,
     training: bool,
     eps: float,
+    need_input: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    images = input.reshape(-1, *input.shape[-4:])
-    grads = grad.reshape(-1, *grad.shape[-4:])
+    images = per_architecture(input)
+    grads = per_architecture(grad)
     all_norms = norms(images, statistics, scale, shift)
     loaded = stack(
         [_load(own, norm, relu, pool, eps) for own, norm in zip(images, all_norms, strict=True)]
@@ -185,6 +203,9 @@ def _conv_norm_backward(
     _, grad_weight = torch.ops.cwkernels.gather_conv_backward_weight(
         grads, loaded, rows, weight.shape[-1], stride, 1
     )
+    if not need_input and statistics is None:
+        empty = input.new_empty(0)
+        return empty, grad_weight[0], empty.clone(), empty.clone()
     grad_loaded = torch.ops.cwkernels.gather_conv_backward_input(
         grads, weight.contiguous()[None], rows, loaded.shape, stride, 1
     )
@@ -227,8 +248,9 @@ def _(
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     affine = (0,) if scale is None else scale.shape
+    skipped = not options[-1] and statistics is None
     return (
-        torch.empty_like(input),
+        input.new_empty(0) if skipped else torch.empty_like(input),
         torch.empty_like(weight),
         input.new_empty(affine),
         input.new_empty(affine),
@@ -244,9 +266,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     input, weight, statistics, scale, shift = ctx.saved_tensors
     grad_input, grad_weight, grad_scale, grad_shift = torch.ops.cwkernels.conv_norm_backward(
-        grad, input, weight, statistics, scale, shift, *ctx.options
+        grad, input, weight, statistics, scale, shift, *ctx.options, ctx.needs_input_grad[0]
     )
     affine = (None, None) if scale is None else (grad_scale, grad_shift)
+    grad_input = grad_input if ctx.needs_input_grad[0] else None
     return grad_input, grad_weight, None, *affine, *[None] * len(ctx.options)
 
 

@@ -92,7 +92,10 @@ def inverted_bottleneck(
     )
     if training:
         check_batch("inverted_bottleneck", input.shape, stride)
-    groups = [list(banks) for banks in (weights, scales, shifts, running_mean, running_var)]
+    # In training running statistics are not read, and free to be updated before backward.
+    running = () if training else (running_mean, running_var)
+    groups = [list(banks) for banks in (weights, scales, shifts, *running)]
+    groups += [[] for _ in range(5 - len(groups))]
     if current_backend() == "reference":
         output, statistics = reference(images, choices, groups, stride, training, eps, dense_grad)
     else:
@@ -209,8 +212,10 @@ def reference(
             raw = F.conv2d(value, weight, None, conv.stride, padding, groups=conv.groups)
             variance, mean = torch.var_mean(raw.detach(), (0, 2, 3), correction=0)
             statistics[:, statistics_slice(weights, i)] = torch.stack([mean, variance])
-            running = torch.stack([running_mean[i][row], running_var[i][row]])
-            value = reference_normalize(raw, Norm(running, scale, shift), training, eps)
+            used = statistics[:, statistics_slice(weights, i)]
+            if not training:
+                used = torch.stack([running_mean[i][row], running_var[i][row]])
+            value = reference_normalize(raw, Norm(used, scale, shift), training, eps)
             value = F.relu(value) if conv.relu else value
         outputs.append(value + own if _has_residual(code, weights, stride) else value)
         all_statistics.append(statistics)
@@ -445,8 +450,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -
     ctx.options = (stride, training, eps)
     _, statistics, slots = output
     ctx.length = len(groups[0])
-    # In training running statistics are not read in backward, and free to be updated before it.
-    banks = [bank for group in groups[: 3 if training else 5] for bank in group]
+    banks = [bank for group in groups for bank in group]
     ctx.save_for_backward(images, selection, statistics, *banks, *slots)
     ctx.mark_non_differentiable(statistics, *slots)
     ctx.set_materialize_grads(False)
@@ -470,7 +474,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         grads.append(
             bank_gradients(rows[own], values[own], groups[i], needed[2 + i], ctx.dense_grad)
         )
-    none = [None] * ctx.length
+    none = [None] * len(groups[3])
     return grad_images, None, *grads, none, none, None, None, None, None, None, None
 
 

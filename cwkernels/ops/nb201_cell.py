@@ -73,13 +73,16 @@ def nb201_cell(
     images, choices = _check(input, selection, weights, running_mean, running_var)
     if training:
         check_batch("nb201_cell", input.shape)
+    # In training they are not read: fewer tensors to pass, and free to be updated before backward.
+    means = [] if training else list(running_mean)
+    variances = [] if training else list(running_var)
     if current_backend() == "reference":
         results = reference(
             images,
             choices,
             list(weights),
-            list(running_mean),
-            list(running_var),
+            means,
+            variances,
             training,
             count_include_pad,
             eps,
@@ -90,8 +93,8 @@ def nb201_cell(
             images,
             choices,
             list(weights),
-            list(running_mean),
-            list(running_var),
+            means,
+            variances,
             training,
             count_include_pad,
             eps,
@@ -158,6 +161,7 @@ def reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same in plain torch."""
     outputs, all_statistics = [], []
+    running = _running_of(running_mean, running_var)
     per_edge = len(weights) // 6
     for a, choices in enumerate(selection.tolist()):
         nodes: dict[int, Tensor] = {0: images_of(images, a)}
@@ -170,9 +174,8 @@ def reference(
                 raw = F.conv2d(F.relu(value), weight, padding=weight.shape[-1] // 2)
                 variance, mean = torch.var_mean(raw.detach(), (0, 2, 3), correction=0)
                 statistics[edge.index] = torch.stack([mean, variance])
-                running = (running_mean[edge.norm()], running_var[edge.norm()])
-                norm = Norm(torch.stack([row[edge.row] for row in running]), None, None)
-                value = reference_normalize(raw, norm, training, eps)
+                own = statistics[edge.index] if training else running(edge)
+                value = reference_normalize(raw, Norm(own, None, None), training, eps)
             elif edge.code == AVG_POOL_3X3:
                 value = F.avg_pool2d(value, 3, 1, 1, count_include_pad=count_include_pad)
             elif bank is not None:
@@ -420,10 +423,6 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -
     images, selection, weights, running_mean, running_var, *options = inputs
     ctx.training, ctx.count_include_pad, ctx.eps, ctx.dense_grad, _ = options
     _, statistics, output_statistics, raw, nodes = output
-    ctx.running_count = len(running_mean)
-    if ctx.training:
-        # Not read in backward, and free to be updated before it.
-        running_mean = running_var = []
     ctx.save_for_backward(
         images, selection, statistics, *weights, *running_mean, *running_var, *raw, *nodes
     )
@@ -458,7 +457,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         any(needed),
     )
     grad_weights = bank_gradients(rows, values, weights, needed, ctx.dense_grad)
-    none = [None] * ctx.running_count
+    none = [None] * len(running_mean)
     return grad_images, None, grad_weights, none, none, None, None, None, None, None
 
 

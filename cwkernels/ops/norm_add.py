@@ -11,6 +11,7 @@ from cwkernels.ops._norm import (
     normalize,
     normalize_backward,
     norms,
+    per_architecture,
     reference_normalize,
     stack,
     sum_affine,
@@ -51,11 +52,12 @@ def norm_add(
         A tensor of the input's shape, channels-last in memory.
 
     Raises:
-        ValueError: if shapes do not fit together.
+        ValueError: if shapes or dtypes do not fit together, or in training if a batch of one value
+            a channel is to be normalised.
     """
-    check_norm("norm_add", input, statistics, scale, shift)
-    if shortcut is not None and shortcut.shape != input.shape:
-        wanted, got = list(input.shape), list(shortcut.shape)
+    check_norm("norm_add", input, statistics, scale, shift, training)
+    if shortcut is not None and (shortcut.shape, shortcut.dtype) != (input.shape, input.dtype):
+        wanted, got = (f"{t.dtype} {list(t.shape)}" for t in (input, shortcut))
         raise ValueError(f"norm_add: shortcut: wanted {wanted}, got {got}")
     operation = (
         reference if current_backend() == "reference" else torch.ops.cwkernels.norm_add.default
@@ -75,7 +77,7 @@ def reference(
     eps: float,
 ) -> Tensor:
     """The same in plain torch."""
-    images = input.reshape(-1, *input.shape[-4:])
+    images = per_architecture(input)
     outputs = [
         own if norm is None else reference_normalize(own, norm, training, eps)
         for own, norm in zip(images, norms(images, statistics, scale, shift), strict=True)
@@ -96,7 +98,7 @@ def _norm_add(
     training: bool,
     eps: float,
 ) -> Tensor:
-    images = input.reshape(-1, *input.shape[-4:])
+    images = per_architecture(input)
     outputs = [
         own if norm is None else normalize(own, norm, eps)
         for own, norm in zip(images, norms(images, statistics, scale, shift), strict=True)
@@ -122,7 +124,7 @@ def _norm_add_backward(
     training: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    images = input.reshape(-1, *input.shape[-4:])
+    images = per_architecture(input)
     grads = grad.reshape(images.shape)
     gradients = [
         normalize_backward(own_grad, own, norm, training, eps)

@@ -40,7 +40,8 @@ def update_statistics(
         momentum: weight of the new batch; None for the exact average of all batches.
 
     Raises:
-        ValueError: if lengths or shapes do not fit together, or a row is out of range.
+        ValueError: if lengths, shapes or dtypes do not fit together, or a row or a count is out of
+            range. Nothing is written then.
     """
     _check(running_mean, running_var, num_batches_tracked, statistics, rows, counts)
     operation = (
@@ -67,6 +68,9 @@ def _check(
     rows: Tensor,
     counts: Sequence[int],
 ) -> None:
+    def fail(argument: str, wanted: str, got: object) -> ValueError:
+        return ValueError(f"update_statistics: {argument}: wanted {wanted}, got {got}")
+
     length = len(running_mean)
     for name, values in (
         ("running_var", running_var),
@@ -75,23 +79,24 @@ def _check(
         ("counts", counts),
     ):
         if len(values) != length:
-            wanted = f"{length} entries, as many as running_mean"
-            raise ValueError(f"update_statistics: {name}: wanted {wanted}, got {len(values)}")
+            raise fail(name, f"{length} entries, as many as running_mean", len(values))
     if rows.dtype != torch.int64 or rows.dim() != 2 or rows.shape[0] != length:
-        got = f"{rows.dtype} {list(rows.shape)}"
-        raise ValueError(f"update_statistics: rows: wanted int64 [{length}, A], got {got}")
-    for i, (mean, measured, row_of) in enumerate(
-        zip(running_mean, statistics, rows.tolist(), strict=True)
-    ):
-        wanted_shape = (rows.shape[1], 2, mean.shape[1])
-        if measured.shape != wanted_shape:
-            got = f"{list(measured.shape)}"
-            raise ValueError(
-                f"update_statistics: statistics[{i}]: wanted {list(wanted_shape)}, got {got}"
-            )
+        raise fail("rows", f"int64 [{length}, A]", f"{rows.dtype} {list(rows.shape)}")
+    for i, (mean, row_of) in enumerate(zip(running_mean, rows.tolist(), strict=True)):
+        if mean.dim() != 2:
+            raise fail(f"running_mean[{i}]", "[S, C]", list(mean.shape))
+        for name, tensor, dtype, shape in (
+            ("running_var", running_var[i], mean.dtype, mean.shape),
+            ("num_batches_tracked", num_batches_tracked[i], torch.int64, mean.shape[:1]),
+            ("statistics", statistics[i], mean.dtype, (len(row_of), 2, mean.shape[1])),
+        ):
+            if tensor.dtype != dtype or tensor.shape != shape:
+                got = f"{tensor.dtype} {list(tensor.shape)}"
+                raise fail(f"{name}[{i}]", f"{dtype} {list(shape)}", got)
         if row_of and not -1 <= min(row_of) <= max(row_of) < mean.shape[0]:
-            wanted = f"rows in [-1, {mean.shape[0]})"
-            raise ValueError(f"update_statistics: rows[{i}]: wanted {wanted}, got {row_of}")
+            raise fail(f"rows[{i}]", f"rows in [-1, {mean.shape[0]})", row_of)
+        if counts[i] < 1:
+            raise fail(f"counts[{i}]", "at least 1", counts[i])
 
 
 def reference(
