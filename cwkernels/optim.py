@@ -87,7 +87,7 @@ class SGD(Optimizer):
         self._net = net
         self._unselected = unselected
         self._momentum_buffers = momentum_buffers
-        self._banks = {id(m.weight): m for m in net.modules() if isinstance(m, Bank)}
+        self._banks = _banks_of(net)
         decayed, norms = _by_decay(net)
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         groups: list[dict[str, Any]] = [
@@ -96,11 +96,32 @@ class SGD(Optimizer):
         ]
         super().__init__([group for group in groups if group["params"]] or groups, defaults)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle takes along: torch's part, the network and the recipe."""
+        own = ("_net", "_unselected", "_momentum_buffers")
+        return super().__getstate__() | {name: getattr(self, name) for name in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Finds the banks of the network that came along."""
+        super().__setstate__(state)
+        self._banks = _banks_of(self._net)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads the state of a run; it belongs to the rows as they are in `net` now."""
+        """Loads the state of a run; it belongs to the rows as they are in `net` now.
+
+        Raises:
+            ValueError: if it is the state of other rows: load the network's state first.
+        """
         super().load_state_dict(state_dict)
         for parameter, state in self.state.items():
             if (bank := self._banks.get(id(parameter))) is not None:
+                wanted = self._like_momentum(parameter, bank).shape
+                got = state["momentum_buffer"].shape
+                if got != wanted:
+                    raise ValueError(
+                        f"SGD.load_state_dict: momentum of {bank.candidate} (decision "
+                        f"{bank.decision}): wanted {list(wanted)}, got {list(got)}"
+                    )
                 state["splits"] = bank.splits
 
     @overload
@@ -141,11 +162,15 @@ class SGD(Optimizer):
                 updates[place].append(update)
         yield from (turn for turn in updates if turn)
 
+    def _like_momentum(self, parameter: Tensor, bank: Bank | None) -> Tensor:
+        """A tensor of the shape of a parameter's momentum."""
+        shared = bank is not None and self._momentum_buffers == "per_candidate"
+        return parameter[:1] if shared else parameter
+
     def _momentum(self, parameter: Tensor, bank: Bank | None) -> Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
-            shared = bank is not None and self._momentum_buffers == "per_candidate"
-            like = parameter[:1] if shared else parameter
+            like = self._like_momentum(parameter, bank)
             state["momentum_buffer"] = torch.zeros_like(like, memory_format=torch.preserve_format)
             if bank is not None:
                 state["splits"] = bank.splits
@@ -208,6 +233,11 @@ class SGD(Optimizer):
             buffer = grown
         state["momentum_buffer"] = buffer
         state["splits"] = bank.splits
+
+
+def _banks_of(net: nn.Module) -> dict[int, Bank]:
+    """The banks of a network by their parameter's id."""
+    return {id(module.weight): module for module in net.modules() if isinstance(module, Bank)}
 
 
 def _by_decay(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from cwkernels.networks.standalone import MacroNetwork, cut_macro
 from cwkernels.networks.supernet import ConvNormLayer, SuperNetwork
 from cwkernels.nn import MacroLayer
+from cwkernels.spaces import checks
 from cwkernels.spaces import macro as macro_space
 from cwkernels.spaces.macro import HEAD, LAYERS, STEM
 
@@ -62,7 +63,7 @@ class MacroSuperNetwork(SuperNetwork):
         Args:
             arch: int64 [8].
         """
-        return cut_macro(self, self.space.check(arch.cpu()))
+        return cut_macro(self, arch)
 
 
 def macro(
@@ -85,10 +86,9 @@ def macro(
         recompute: keep no hidden tensors for backward but compute them again: less memory.
 
     Raises:
-        ValueError: if num_classes is below 1.
+        TypeError, ValueError: if num_classes is not an int of at least 1.
     """
-    if num_classes < 1:
-        raise ValueError(f"networks.macro: num_classes: wanted at least 1, got {num_classes}")
+    num_classes = checks.integer("networks.macro", "num_classes", num_classes, at_least=1)
     return MacroSuperNetwork(
         num_classes=num_classes, reserve=reserve, dense_grad=dense_grad, recompute=recompute
     )

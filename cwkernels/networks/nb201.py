@@ -7,6 +7,7 @@ from cwkernels import ops
 from cwkernels.networks.standalone import NB201Network, cut_nb201
 from cwkernels.networks.supernet import ConvNormLayer, Recorder, SuperNetwork, pixel_count
 from cwkernels.nn import FixedNorm, NB201Cell, ResidualReduction
+from cwkernels.spaces import checks
 from cwkernels.spaces.nb201 import NB201, NOR_CONV_1X1, NOR_CONV_3X3, SKIP_CONNECT, live
 
 STAGES = 3
@@ -99,7 +100,7 @@ class NB201SuperNetwork(SuperNetwork):
         Args:
             arch: int64 [6].
         """
-        return cut_nb201(self, self.space.check(arch.cpu()))
+        return cut_nb201(self, arch)
 
 
 def _norm_rows(selection: Tensor) -> Tensor:
@@ -139,24 +140,20 @@ def nb201(
             `torch.optim` optimizer; weight decay and momentum then move unselected sets too.
 
     Raises:
-        TypeError: if `space` is not a NAS-Bench-201 space.
+        TypeError: if `space` is not a NAS-Bench-201 space, or a size not an int.
         ValueError: for a size below 1.
     """
     if not isinstance(space, NB201):
         got = type(space).__name__
         raise TypeError(f"networks.nb201: space: wanted cw.spaces.nb201(...), got {got}")
-    for name, size in (
-        ("channels", channels),
-        ("cells_per_stage", cells_per_stage),
-        ("num_classes", num_classes),
-    ):
-        if size < 1:
-            raise ValueError(f"networks.nb201: {name}: wanted at least 1, got {size}")
+    operation = "networks.nb201"
     return NB201SuperNetwork(
         space,
-        channels=channels,
-        cells_per_stage=cells_per_stage,
-        num_classes=num_classes,
+        channels=checks.integer(operation, "channels", channels, at_least=1),
+        cells_per_stage=checks.integer(
+            operation, "cells_per_stage", cells_per_stage, at_least=1
+        ),
+        num_classes=checks.integer(operation, "num_classes", num_classes, at_least=1),
         skip_projection=skip_projection,
         count_include_pad=count_include_pad,
         reserve=reserve,

@@ -19,6 +19,7 @@ from cwkernels.spaces.nb201 import (
     input_reaches,
     reaches_output,
 )
+from cwkernels.spaces.space import check_one_architecture
 
 if TYPE_CHECKING:
     from cwkernels.networks.macro import MacroSuperNetwork
@@ -241,7 +242,4 @@ def cut_macro(net: "MacroSuperNetwork", arch: Tensor) -> MacroNetwork:
 
 def _selection(net: "NB201SuperNetwork | MacroSuperNetwork", arch: Tensor) -> Tensor:
     """Code and row of each decision, [D, 2]."""
-    if arch.dim() != 1:
-        wanted = f"int64 [{net.space.num_decisions}]"
-        raise ValueError(f"standalone: arch: wanted {wanted}, got {list(arch.shape)}")
-    return net.select(arch)
+    return net.select(check_one_architecture(net.space, arch, "standalone"))

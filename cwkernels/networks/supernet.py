@@ -11,6 +11,7 @@ from cwkernels.nn.bank import Bank, RunningStatistics
 from cwkernels.nn.convolution import ConditionalConv, FixedConv, FixedNorm
 from cwkernels.nn.measurement import Measurement, update_running
 from cwkernels.nn.set_map import SetMap
+from cwkernels.spaces import checks
 from cwkernels.spaces.space import Space
 
 
@@ -74,14 +75,9 @@ class SuperNetwork(nn.Module):
             decisions: which to split (paper's path 1 is decision 0); None for all.
 
         Raises:
-            ValueError: for a decision that the space does not have.
+            TypeError, ValueError: for what is not decisions of the space.
         """
-        chosen = range(self.space.num_decisions) if decisions is None else list(decisions)
-        for decision in chosen:
-            if not 0 <= decision < self.space.num_decisions:
-                wanted = f"in [0, {self.space.num_decisions})"
-                raise ValueError(f"split: decisions: wanted each {wanted}, got {decision}")
-        for decision in chosen:
+        for decision in self._chosen(decisions):
             predecessors = self.space.decisions[decision].predecessors
             combinations = self._combinations(predecessors)
             set_map = self._maps()[decision]
@@ -90,6 +86,15 @@ class SuperNetwork(nn.Module):
             sources = set_map.rows(combinations)
             self._grow(decision, sources)
             set_map.assign(predecessors, torch.arange(combinations.shape[0]))
+
+    def _chosen(self, decisions: Iterable[int] | None) -> list[int]:
+        total = self.space.num_decisions
+        if decisions is None:
+            return list(range(total))
+        if isinstance(decisions, str) or not isinstance(decisions, Iterable):
+            wanted = "an iterable of decisions or None"
+            raise TypeError(checks.message("split", "decisions", wanted, repr(decisions)))
+        return sorted({checks.decision("split", "decisions", d, total) for d in decisions})
 
     def _combinations(self, predecessors: Sequence[int]) -> Tensor:
         """Architectures [combinations, D] that make each combination of the predecessors."""
@@ -115,19 +120,24 @@ class SuperNetwork(nn.Module):
         Each new row copies the row of this network that stood where `other`'s source row did.
 
         Raises:
-            ValueError: if `other` is of another space, or its splits do not continue this one's.
+            ValueError: if `other` is of another space, or its splits do not continue this one's:
+                nobody knows where rows that `load_state_dict` brought came from.
         """
-        if type(other) is not type(self) or other.space != self.space:
+        if not isinstance(other, SuperNetwork) or other.space != self.space:
             wanted = f"a network of the space {self.space.name}"
-            raise ValueError(f"split_like: other: wanted {wanted}, got {type(other).__name__}")
+            got = getattr(getattr(other, "space", None), "name", type(other).__name__)
+            raise ValueError(f"split_like: other: wanted {wanted}, got {got}")
         banks, others = self.banks(), other.banks()
-        steps: dict[int, list[Tensor]] = {}
+        if banks.keys() != others.keys():
+            wanted = f"a network with this one's {len(banks)} banks"
+            raise ValueError(f"split_like: other: wanted {wanted}, got {len(others)} others")
+        steps = {}
         for name, bank in banks.items():
-            new = others[name].history[bank.splits :]
-            if others[name].splits < bank.splits or any(sources is None for sources in new):
+            new = _steps(bank, others[name])
+            if new is None:
                 wanted = "a network whose splits continue this one's"
                 raise ValueError(f"split_like: other: wanted {wanted}, got other splits of {name}")
-            steps[bank.decision] = [sources for sources in new if sources is not None]
+            steps[bank.decision] = new
         for decision, new_sources in steps.items():
             for sources in new_sources:
                 self._grow(decision, sources)
@@ -141,9 +151,9 @@ class SuperNetwork(nn.Module):
             TypeError, ValueError: for what is not an architecture of the space (`space.check`).
         """
         arch = self.space.check(arch.cpu() if isinstance(arch, Tensor) else arch)
-        if arch.dim() > 2:
-            got = list(arch.shape)
-            raise ValueError(f"forward: arch: wanted int64 [D] or [A, D], got {got}")
+        if arch.dim() > 2 or not arch.numel():
+            wanted = f"int64 [{arch.shape[-1]}] or [A, {arch.shape[-1]}], A at least 1"
+            raise ValueError(f"forward: arch: wanted {wanted}, got {list(arch.shape)}")
         codes = self._codes[torch.arange(self.space.num_decisions), arch]
         rows = torch.stack([set_map.rows(arch) for set_map in self._maps()], dim=-1)
         return torch.stack([codes, rows], dim=-1)
@@ -158,12 +168,23 @@ class SuperNetwork(nn.Module):
         return selection, Recorder(by_arch.shape[0])
 
     def _check_images(self, images: Tensor, arch: Tensor) -> None:
-        several = arch.dim() == 2
-        shape = list(images.shape)
-        if images.dim() == 4 or (several and images.dim() == 5 and shape[0] == arch.shape[0]):
-            return
-        wanted = "[N, C, H, W]" + (f" or [{arch.shape[0]}, N, C, H, W]" if several else "")
-        raise ValueError(f"forward: images: wanted {wanted}, got {shape}")
+        wanted = "[N, 3, H, W]" + (f" or [{arch.shape[0]}, N, 3, H, W]" if arch.dim() == 2 else "")
+        if not isinstance(images, Tensor):
+            got = type(images).__name__
+            raise TypeError(f"forward: images: wanted a tensor {wanted}, got {got}")
+        *lead, n, channels, height, width = images.shape if images.dim() > 3 else (0,) * 4
+        fits = not lead or (arch.dim() == 2 and lead == [arch.shape[0]])
+        if not fits or channels != 3 or not n * height * width:
+            raise ValueError(f"forward: images: wanted {wanted}, got {list(images.shape)}")
+
+
+def _steps(bank: Bank, other: Bank) -> list[Tensor] | None:
+    """The sources of the splits by which `other` is ahead; None if no such splits made its map."""
+    new = other.history[bank.splits :]
+    steps = [sources for sources in new if sources is not None]
+    rows = steps[-1].shape[0] if steps else bank.set_map.num_sets
+    behind = other.splits < bank.splits or len(steps) < len(new)
+    return None if behind or rows < other.set_map.num_sets else steps
 
 
 class Recorder:

@@ -83,10 +83,12 @@ class BankGradients:
         all_rows, all_values = [], []
         for weight, row_list, value_list in zip(self.weights, self.rows, self.values, strict=True):
             rows = torch.tensor(row_list, dtype=torch.int64)
-            values = value_list[0] if len(value_list) == 1 else None
-            if values is None:
-                empty = weight.new_empty((0, *weight.shape[1:]))
-                rows, values = sum_rows(rows, torch.cat([empty, *value_list]))
+            if not value_list:
+                values = weight.new_empty((0, *weight.shape[1:]))
+            elif len(value_list) == 1:
+                (values,) = value_list
+            else:
+                rows, values = sum_rows(rows, torch.cat(value_list))
             all_rows.append(rows)
             all_values.append(values)
         return all_rows, all_values

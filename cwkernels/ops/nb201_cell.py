@@ -17,7 +17,7 @@ from cwkernels.ops._cell_plan import (
     origins_of,
 )
 from cwkernels.ops._compact import BankGradients, bank_gradients, select_row
-from cwkernels.ops._images import channels_last, images_of, sum_shared
+from cwkernels.ops._images import batches_of, channels_last, images_of, sum_shared
 from cwkernels.ops._norm import (
     Norm,
     batch_statistics,
@@ -68,7 +68,7 @@ def nb201_cell(
         convolved; and the output's own statistics [..., 2, C], for a head that normalises it.
 
     Raises:
-        ValueError: if shapes do not fit together, or a code or row is out of range.
+        ValueError: if shapes or dtypes do not fit together, or a code or row is out of range.
     """
     images, choices = _check(input, selection, weights, running_mean, running_var)
     if training:
@@ -121,7 +121,10 @@ def _check(
         return ValueError(f"nb201_cell: {argument}: wanted {wanted}, got {got}")
 
     if selection.dtype != torch.int64 or selection.shape[-2:] != (6, 2) or selection.dim() > 3:
-        raise fail("selection", "int64 [6, 2] or [A, 6, 2]", list(selection.shape))
+        got = f"{selection.dtype} {list(selection.shape)}"
+        raise fail("selection", "int64 [6, 2] or [A, 6, 2]", got)
+    if selection.shape[0] == 0:
+        raise fail("selection", "at least one architecture", list(selection.shape))
     several = selection.dim() == 3
     if input.dim() != 4 and not (
         several and input.dim() == 5 and input.shape[0] == selection.shape[0]
@@ -133,19 +136,26 @@ def _check(
         raise fail("weights, running_mean, running_var", "12 (or 18), 12, 12 tensors", got)
     channels = input.shape[-3]
     per_edge = len(weights) // 6
+    rows = [weights[edge * per_edge].shape[0] for edge in range(6)]
     for i, weight in enumerate(weights):
         size = (1, 3, 1)[i % per_edge]
-        if weight.shape[1:] != (channels, channels, size, size):
-            wanted = f"[S, {channels}, {channels}, {size}, {size}]"
-            raise fail(f"weights[{i}]", wanted, list(weight.shape))
+        shape = (rows[i // per_edge], channels, channels, size, size)
+        if weight.shape != shape or weight.dtype != input.dtype:
+            got = f"{weight.dtype} {list(weight.shape)}"
+            raise fail(f"weights[{i}]", f"{input.dtype} {list(shape)}", got)
+    for name, running in (("running_mean", running_mean), ("running_var", running_var)):
+        for i, tensor in enumerate(running):
+            shape = (rows[i // 2], channels)
+            if tensor.shape != shape or tensor.dtype != input.dtype:
+                got = f"{tensor.dtype} {list(tensor.shape)}"
+                raise fail(f"{name}[{i}]", f"{input.dtype} {list(shape)}", got)
     for one in selection.reshape(-1, 6, 2).tolist():
         for edge, (code, row) in enumerate(one):
             if not 0 <= code < NUM_CODES:
                 raise fail(f"selection[{edge}]", f"a code in [0, {NUM_CODES})", code)
-            rows = weights[edge * per_edge].shape[0]
-            if not 0 <= row < rows:
-                raise fail(f"selection[{edge}]", f"a row in [0, {rows})", row)
-    return input if input.dim() == 5 else input.unsqueeze(0), selection.reshape(-1, 6, 2)
+            if not 0 <= row < rows[edge]:
+                raise fail(f"selection[{edge}]", f"a row in [0, {rows[edge]})", row)
+    return batches_of(input), selection.reshape(-1, 6, 2)
 
 
 def reference(
@@ -181,7 +191,8 @@ def reference(
             elif bank is not None:
                 value = F.conv2d(value, select_row(weights[bank], edge.row, dense_grad))
             nodes[edge.target] = nodes[edge.target] + value if edge.target in nodes else value
-        outputs.append(nodes[3] if 3 in nodes else torch.zeros_like(nodes[0]))
+        # Zero that still has a gradient, zero too.
+        outputs.append(nodes[3] if 3 in nodes else nodes[0] * 0)
         all_statistics.append(statistics)
     output = torch.stack(outputs)
     variance, mean = torch.var_mean(output.detach(), (1, 3, 4), correction=0)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cwkernels.ops import _library  # noqa: F401
+from cwkernels.ops._images import in_channels_last
 from cwkernels.ops._norm import (
     check_norm,
     normalize,
@@ -62,7 +63,8 @@ def norm_add(
     operation = (
         reference if current_backend() == "reference" else torch.ops.cwkernels.norm_add.default
     )
-    output: Tensor = operation(input, statistics, scale, shift, shortcut, relu, training, eps)
+    images = in_channels_last(input)
+    output: Tensor = operation(images, statistics, scale, shift, shortcut, relu, training, eps)
     return output
 
 
