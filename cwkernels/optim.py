@@ -1,7 +1,8 @@
 """SGD over the selected rows of banks (paper, table 4)."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, overload
+from math import inf
+from typing import Any, Literal, NamedTuple, get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ class SGD(Optimizer):
             for all sets of a candidate.
 
     Raises:
+        TypeError: for what is not a module.
         ValueError: for a number out of range or an unknown choice.
     """
 
@@ -65,25 +67,13 @@ class SGD(Optimizer):
         unselected: Unselected = "untouched",
         momentum_buffers: MomentumBuffers = "per_set",
     ) -> None:
-        for name, value, fits, wanted in (
-            ("lr", lr, lr >= 0, "at least 0"),
-            ("momentum", momentum, 0 <= momentum < 1, "in [0, 1)"),
-            ("weight_decay", weight_decay, weight_decay >= 0, "at least 0"),
-            (
-                "unselected",
-                unselected,
-                unselected in ("untouched", "zero_grad"),
-                "'untouched' or 'zero_grad'",
-            ),
-            (
-                "momentum_buffers",
-                momentum_buffers,
-                momentum_buffers in ("per_set", "per_candidate"),
-                "'per_set' or 'per_candidate'",
-            ),
-        ):
-            if not fits:
-                raise ValueError(f"SGD: {name}: wanted {wanted}, got {value!r}")
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"SGD: net: wanted a torch.nn.Module, got {type(net).__name__}")
+        _check_number("lr", lr, inf, "of at least 0")
+        _check_number("momentum", momentum, 1, "in [0, 1)")
+        _check_number("weight_decay", weight_decay, inf, "of at least 0")
+        _check_choice("unselected", unselected, get_args(Unselected))
+        _check_choice("momentum_buffers", momentum_buffers, get_args(MomentumBuffers))
         self._net = net
         self._unselected = unselected
         self._momentum_buffers = momentum_buffers
@@ -233,6 +223,17 @@ class SGD(Optimizer):
             buffer = grown
         state["momentum_buffer"] = buffer
         state["splits"] = bank.splits
+
+
+def _check_number(name: str, value: object, below: float, wanted: str) -> None:
+    if not isinstance(value, int | float) or not 0 <= value < below:
+        raise ValueError(f"SGD: {name}: wanted a number {wanted}, got {value!r}")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        wanted = " or ".join(map(repr, choices))
+        raise ValueError(f"SGD: {name}: wanted {wanted}, got {value!r}")
 
 
 def _banks_of(net: nn.Module) -> dict[int, Bank]:

@@ -45,6 +45,8 @@ void check_images(const char* operation, const char* argument, const Tensor& ten
   CWK_CHECK(tensor.dim() == 5, operation, argument, "[A, N, C, H, W]", describe(tensor));
   CWK_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, operation, argument,
             "float32 or float64", dtype_name(tensor));
+  CWK_CHECK(tensor.size(2) > 0 && tensor.size(3) > 0 && tensor.size(4) > 0, operation, argument,
+            "at least one channel and one pixel", describe(tensor));
 }
 
 void check_shape(const Convolution& conv, int64_t groups, int64_t input_channels,
@@ -134,7 +136,10 @@ Tensor backward_input(const Tensor& grad, const Tensor& weight, const Tensor& ro
                       std::vector<int64_t> input_shape, int64_t stride, int64_t groups) {
   const char* name = "gather_conv_backward_input";
   const Convolution conv = check_weight(name, grad, weight, rows, stride, groups);
-  CWK_CHECK(input_shape.size() == 5, name, "input_shape", "5 sizes", input_shape.size());
+  CWK_CHECK(input_shape.size() == 5 && input_shape[2] > 0 && input_shape[3] > 0 &&
+                input_shape[4] > 0,
+            name, "input_shape", "5 sizes, at least one channel and one pixel",
+            input_shape.size());
   CWK_CHECK(grad.size(0) == conv.architectures && grad.size(1) == input_shape[1] &&
                 grad.size(2) == weight.size(1) &&
                 grad.size(3) == output_size(input_shape[3], stride) &&

@@ -50,8 +50,7 @@ class MacroSuperNetwork(SuperNetwork):
         value = self.head(value, recorder)
         if self.training:
             recorder.write(self.statistics_momentum)
-        logits: Tensor = self.classifier(value.mean((-2, -1)))
-        return logits
+        return self._classify(value)
 
     def standalone(self, arch: Tensor) -> MacroNetwork:
         """A plain torch network of one architecture, with this network's weights.

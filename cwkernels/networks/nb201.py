@@ -88,8 +88,7 @@ class NB201SuperNetwork(SuperNetwork):
             relu=True,
             training=self.training,
         )
-        logits: Tensor = self.classifier(normalized.mean((-2, -1)))
-        return logits
+        return self._classify(normalized)
 
     def standalone(self, arch: Tensor) -> NB201Network:
         """A plain torch network of one architecture, with this network's weights.
@@ -150,9 +149,7 @@ def nb201(
     return NB201SuperNetwork(
         space,
         channels=checks.integer(operation, "channels", channels, at_least=1),
-        cells_per_stage=checks.integer(
-            operation, "cells_per_stage", cells_per_stage, at_least=1
-        ),
+        cells_per_stage=checks.integer(operation, "cells_per_stage", cells_per_stage, at_least=1),
         num_classes=checks.integer(operation, "num_classes", num_classes, at_least=1),
         skip_projection=skip_projection,
         count_include_pad=count_include_pad,

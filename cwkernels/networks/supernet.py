@@ -29,6 +29,8 @@ class SuperNetwork(nn.Module):
         last_rows: int64 [D, A], the rows that the last forward pass in training read.
     """
 
+    classifier: nn.Linear
+
     def __init__(self, space: Space, *, reserve: bool) -> None:
         super().__init__()
         self.space = space
@@ -167,11 +169,24 @@ class SuperNetwork(nn.Module):
             self.last_rows = by_arch[..., 1].T
         return selection, Recorder(by_arch.shape[0])
 
+    def _classify(self, features: Tensor) -> Tensor:
+        """Global average and the linear layer: [..., N, C, H, W] to [..., N, num_classes].
+
+        An architecture at a time: how a matrix product rounds depends on its number of rows.
+        """
+        if features.dim() == 5:
+            return torch.stack([self._classify(own) for own in features])
+        logits: Tensor = self.classifier(features.mean((-2, -1)))
+        return logits
+
     def _check_images(self, images: Tensor, arch: Tensor) -> None:
         wanted = "[N, 3, H, W]" + (f" or [{arch.shape[0]}, N, 3, H, W]" if arch.dim() == 2 else "")
         if not isinstance(images, Tensor):
             got = type(images).__name__
             raise TypeError(f"forward: images: wanted a tensor {wanted}, got {got}")
+        if images.dtype != self.classifier.weight.dtype:
+            wanted = f"{self.classifier.weight.dtype}, the network's own"
+            raise TypeError(f"forward: images: wanted {wanted}, got {images.dtype}")
         *lead, n, channels, height, width = images.shape if images.dim() > 3 else (0,) * 4
         fits = not lead or (arch.dim() == 2 and lead == [arch.shape[0]])
         if not fits or channels != 3 or not n * height * width:

@@ -102,9 +102,14 @@ def bank_gradients(
     dense_grad: bool,
 ) -> list[Tensor | None]:
     """`bank_gradient` of each bank that needs one and, if compact, was read."""
+
+    def was_read(row: Tensor) -> bool:
+        # While a graph is traced, how many rows there will be is not known: perhaps none.
+        return isinstance(row.shape[0], torch.SymInt) or row.shape[0] > 0
+
     return [
         bank_gradient(row, value, bank.shape, dense_grad)
-        if need and (dense_grad or row.shape[0])
+        if need and (dense_grad or was_read(row))
         else None
         for need, row, value, bank in zip(needed, rows, values, banks, strict=True)
     ]

@@ -56,8 +56,8 @@ def normalize_backward(
     """The gradient of `normalize`; in training through the statistics too, as the input's own."""
     if input.numel() == 0:
         # torch's kernel divides by the number of values a channel.
-        zero = None if norm.scale is None else torch.zeros_like(norm.scale)
-        return NormGradient(torch.empty_like(input), zero, zero)
+        affine = (None if t is None else torch.zeros_like(t) for t in (norm.scale, norm.shift))
+        return NormGradient(torch.empty_like(input), *affine)
     mean, variance = norm.statistics
     gradient = torch.ops.aten.native_batch_norm_backward(
         grad,

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cwkernels.ops import _library  # noqa: F401
+from cwkernels.ops._bottleneck_plan import IDENTITY, K3_E3, NUM_CODES, PROJECTION, bank_shapes
 from cwkernels.ops._compact import BankGradients, bank_gradients, select_row
-from cwkernels.ops._images import channels_last, images_of, sum_shared
+from cwkernels.ops._images import batches_of, channels_last, images_of, sum_shared
 from cwkernels.ops._norm import (
     Norm,
     batch_statistics,
@@ -22,18 +23,13 @@ from cwkernels.ops._norm import (
 )
 from cwkernels.ops.backend import current_backend
 
-IDENTITY, K3_E3, K5_E6 = range(3)
-NUM_CODES = 3
-KERNEL_SIZES = {K3_E3: 3, K5_E6: 5}
-PROJECTION = 6  # the place of a strided identity's bank, after three of each bottleneck
-
 
 def statistics_slice(weights: Sequence[Tensor], bank: int) -> slice:
     """Where the statistics of a bank's output lie in the last dimension that the layer returns.
 
     The layout is [expanded | depthwise | projected], as wide as the largest candidate needs.
     """
-    hidden = weights[3].shape[1]
+    hidden = _hidden(weights)
     place = 2 if bank == PROJECTION else bank % 3
     return slice(place * hidden, place * hidden + weights[bank].shape[1])
 
@@ -85,7 +81,8 @@ def inverted_bottleneck(
         nothing was convolved.
 
     Raises:
-        ValueError: if shapes do not fit together, or a code or row is out of range.
+        ValueError: if shapes or dtypes do not fit together, for another stride, or if a code or row
+            is out of range.
     """
     images, choices = _check(
         input, selection, stride, weights, scales, shifts, running_mean, running_var
@@ -129,33 +126,49 @@ def _check(
         return ValueError(f"inverted_bottleneck: {argument}: wanted {wanted}, got {got}")
 
     if selection.dtype != torch.int64 or selection.dim() > 2 or selection.shape[-1:] != (2,):
-        raise fail("selection", "int64 [2] or [A, 2]", list(selection.shape))
+        raise fail("selection", "int64 [2] or [A, 2]", f"{selection.dtype} {list(selection.shape)}")
+    if selection.shape[0] == 0:
+        raise fail("selection", "at least one architecture", list(selection.shape))
     several = selection.dim() == 2
     if input.dim() != 4 and not (
         several and input.dim() == 5 and input.shape[0] == selection.shape[0]
     ):
         wanted = "[N, C, H, W]" + (f" or [{selection.shape[0]}, N, C, H, W]" if several else "")
         raise fail("input", wanted, list(input.shape))
-    keeps_shape = stride == 1 and weights[2].shape[1] == weights[0].shape[2]
+    if stride not in (1, 2):
+        raise fail("stride", "1 or 2", stride)
+    for i, weight in enumerate(weights):
+        if weight.dim() != 5 or weight.dtype != input.dtype:
+            got = f"{weight.dtype} {list(weight.shape)}"
+            raise fail(f"weights[{i}]", f"{input.dtype} [S, K, C / groups, R, R]", got)
+    if len(weights) not in (PROJECTION, PROJECTION + 1):
+        raise fail("weights", "6 banks, or 7 in a layer that changes the shape", len(weights))
+    shapes = bank_shapes(weights)
+    keeps_shape = stride == 1 and shapes[2][1] == shapes[0][2]
     if len(weights) != PROJECTION + (not keeps_shape):
         wanted = "6 banks" if keeps_shape else "7 banks, as the layer changes the shape"
         raise fail("weights", wanted, len(weights))
+    if input.shape[-3] != shapes[0][2]:
+        raise fail("input", f"{shapes[0][2]} channels", input.shape[-3])
+    for i, (weight, shape) in enumerate(zip(weights, shapes, strict=False)):
+        if weight.shape != shape:
+            raise fail(f"weights[{i}]", str(list(shape)), list(weight.shape))
     for name, tensors in zip(
         ("scales", "shifts", "running_mean", "running_var"), norms, strict=True
     ):
-        shapes = [list(tensor.shape) for tensor in tensors]
+        got_shapes = [list(tensor.shape) for tensor in tensors]
         wanted_shapes = [list(weight.shape[:2]) for weight in weights]
-        if shapes != wanted_shapes:
-            raise fail(name, str(wanted_shapes), shapes)
-    for index in (0, 3, *range(PROJECTION, len(weights))):
-        if weights[index].shape[2] != input.shape[-3]:
-            raise fail("input", f"{weights[index].shape[2]} channels", input.shape[-3])
+        if got_shapes != wanted_shapes:
+            raise fail(name, str(wanted_shapes), got_shapes)
+        for i, tensor in enumerate(tensors):
+            if tensor.dtype != input.dtype:
+                raise fail(f"{name}[{i}]", str(input.dtype), tensor.dtype)
     for code, row in selection.reshape(-1, 2).tolist():
         if not 0 <= code < NUM_CODES:
             raise fail("selection", f"a code in [0, {NUM_CODES})", code)
         if not 0 <= row < weights[0].shape[0]:
             raise fail("selection", f"a row in [0, {weights[0].shape[0]})", row)
-    return input if input.dim() == 5 else input.unsqueeze(0), selection.reshape(-1, 2)
+    return batches_of(input), selection.reshape(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -185,7 +198,11 @@ def _has_residual(code: int, weights: Sequence[Tensor], stride: int) -> bool:
 
 
 def _width(weights: Sequence[Tensor]) -> int:
-    return 2 * weights[3].shape[1] + weights[2].shape[1]
+    return 2 * _hidden(weights) + weights[2].shape[1]
+
+
+def _hidden(weights: Sequence[Tensor]) -> int:
+    return max(weights[0].shape[1], weights[3].shape[1])
 
 
 def reference(
@@ -457,14 +474,16 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    if grad is None:
-        return (None,) * 13
     images, selection, statistics, *rest = ctx.saved_tensors
     slots = rest[-3 * selection.shape[0] :] if selection.shape[0] else []
     groups = [rest[i * ctx.length : (i + 1) * ctx.length] for i in range(3)]
     running = rest[3 * ctx.length : len(rest) - len(slots)]
     groups += [running[: ctx.length], running[ctx.length :]]
     needed = ctx.needs_input_grad
+    none = [None] * len(groups[3])
+    if grad is None:
+        nothing = [None] * ctx.length
+        return None, None, nothing, nothing, nothing, none, none, *[None] * 6
     grad_images, rows, values = torch.ops.cwkernels.inverted_bottleneck_backward(
         grad, images, selection, *groups, statistics, slots, *ctx.options, any(needed[2])
     )
@@ -474,7 +493,6 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         grads.append(
             bank_gradients(rows[own], values[own], groups[i], needed[2 + i], ctx.dense_grad)
         )
-    none = [None] * len(groups[3])
     return grad_images, None, *grads, none, none, None, None, None, None, None, None
 
 

@@ -145,10 +145,10 @@ def _check(
             raise fail(f"weights[{i}]", f"{input.dtype} {list(shape)}", got)
     for name, running in (("running_mean", running_mean), ("running_var", running_var)):
         for i, tensor in enumerate(running):
-            shape = (rows[i // 2], channels)
-            if tensor.shape != shape or tensor.dtype != input.dtype:
+            wanted_shape = (rows[i // 2], channels)
+            if tensor.shape != wanted_shape or tensor.dtype != input.dtype:
                 got = f"{tensor.dtype} {list(tensor.shape)}"
-                raise fail(f"{name}[{i}]", f"{input.dtype} {list(shape)}", got)
+                raise fail(f"{name}[{i}]", f"{input.dtype} {list(wanted_shape)}", got)
     for one in selection.reshape(-1, 6, 2).tolist():
         for edge, (code, row) in enumerate(one):
             if not 0 <= code < NUM_CODES:
@@ -450,8 +450,9 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         rest = rest[count:]
     weights, running_mean, running_var, raw, nodes = groups
     needed = list(ctx.needs_input_grad[2])
+    none = [None] * len(running_mean)
     if grad is None:
-        return (None,) * 10
+        return None, None, [None] * len(weights), none, none, None, None, None, None, None
     grad_images, rows, values = torch.ops.cwkernels.nb201_cell_backward(
         grad,
         images,
@@ -468,7 +469,6 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         any(needed),
     )
     grad_weights = bank_gradients(rows, values, weights, needed, ctx.dense_grad)
-    none = [None] * len(running_mean)
     return grad_images, None, grad_weights, none, none, None, None, None, None, None
 
 

@@ -1,0 +1,56 @@
+"""What a training step runs: our convolution, forward and backward, and no stock one."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from network_cases import build, busy_arch, every_network, images_for
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+import cwkernels as cw
+
+
+def operations(step: Callable[[], object]) -> set[str]:
+    """The names of all operations that run, those inside other operations too."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        step()
+    return {event.key for event in profiled.key_averages()}
+
+
+def stock_convolutions(names: set[str]) -> set[str]:
+    return {name for name in names if name.startswith("aten::") and "conv" in name}
+
+
+def training_step(net: nn.Module, optimizer: torch.optim.Optimizer, arch: Tensor) -> None:
+    optimizer.zero_grad()
+    net(images_for(), arch).square().mean((-2, -1)).sum().backward()
+    optimizer.step()
+
+
+@every_network
+@pytest.mark.parametrize("dense_grad", [False, True])
+@pytest.mark.parametrize("several", [False, True])
+def test_no_stock_convolution_runs(name: str, dense_grad: bool, several: bool) -> None:
+    net = build(name, dense_grad=dense_grad)
+    net.split()
+    optimizer = cw.optim.SGD(net)
+    arch = busy_arch(name)
+    arch = torch.stack([arch, arch.flip(0)]) if several else arch
+    names = operations(lambda: training_step(net, optimizer, arch))
+    assert {
+        "cwkernels::gather_conv",
+        "cwkernels::gather_conv_backward_input",
+        "cwkernels::gather_conv_backward_weight",
+    } <= names
+    assert stock_convolutions(names) == set()
+
+
+@every_network
+def test_the_profile_would_show_stock_convolutions(name: str) -> None:
+    net = build(name)
+    optimizer = cw.optim.SGD(net)
+    with cw.backend("reference"):
+        names = operations(lambda: training_step(net, optimizer, busy_arch(name)))
+    assert {"aten::convolution", "aten::convolution_backward"} <= stock_convolutions(names)
+    assert "cwkernels::gather_conv" not in names

@@ -1,0 +1,401 @@
+"""conv_norm against stock batch norm, ReLU, average pool and convolution."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cwkernels import ops
+from cwkernels.ops.backend import Backend
+from cwkernels.testing import (
+    Expected,
+    Function,
+    Tensors,
+    as_reference,
+    assert_as_close,
+    assert_bitwise,
+    cast,
+    channels_last,
+    dense_random,
+    evaluate,
+    expect,
+    refused,
+    small_integers,
+    statistics_of,
+)
+
+OPERATION = "conv_norm"
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call; `norm` is how the input is normalised."""
+
+    name: str
+    shape: tuple[int, ...] = (3, 5, 7, 9)
+    out_channels: int = 6
+    kernel_size: int = 3
+    norm: str = "affine"
+    relu: bool = True
+    pool: bool = False
+    stride: int = 1
+    training: bool = True
+
+    def __str__(self) -> str:
+        return self.name
+
+
+CASES = (
+    Case("plain", norm="none", relu=False),
+    Case("stem", (3, 3, 32, 32), 16, norm="none", relu=False),
+    Case("reduction_a", (3, 16, 16, 16), 32, norm="none", stride=2),
+    Case("reduction_b", (3, 32, 8, 8), 32),
+    Case("shortcut", (3, 16, 16, 16), 32, 1, norm="none", relu=False, pool=True),
+    Case("head", (3, 32, 4, 4), 64, 1, norm="plain"),
+    Case("odd_pool", pool=True, stride=2),
+    Case("5x5", kernel_size=5, relu=False, norm="plain", stride=2),
+    Case("7x7_one_channel", (2, 1, 5, 8), 1, 7),
+    Case("two_architectures", (2, 3, 5, 7, 9)),
+    Case("five_architectures", (5, 2, 5, 4, 3), kernel_size=1, norm="plain", pool=True),
+    Case("two_architectures_not_normalised", (2, 3, 5, 7, 9), norm="none"),
+    Case("evaluation", training=False),
+    Case("two_architectures_in_evaluation", (2, 3, 5, 7, 9), norm="plain", training=False),
+)
+
+
+def named(name: str) -> Case:
+    return next(case for case in CASES if case.name == name)
+
+
+def inputs_of(case: Case, mean: float = 0.0) -> dict[str, Tensor]:
+    channels, taps = case.shape[-3], (case.kernel_size, case.kernel_size)
+    inputs = {
+        "input": channels_last(dense_random(*case.shape, mean=mean)),
+        "weight": dense_random(case.out_channels, channels, *taps, seed=1),
+    }
+    if case.norm == "affine":
+        inputs["scale"] = dense_random(channels, seed=2, mean=1.0, deviation=0.5)
+        inputs["shift"] = dense_random(channels, seed=3)
+    return inputs
+
+
+def running_of(case: Case, dtype: torch.dtype) -> Tensor:
+    """Statistics that are not the input's own."""
+    return dense_random(*case.shape[:-4], 2, case.shape[-3], seed=4).abs().add(0.5).to(dtype)
+
+
+def run(case: Case) -> Function:
+    def function(tensors: Tensors) -> Tensors:
+        input = tensors["input"]
+        own = statistics_of(input) if case.training else running_of(case, input.dtype)
+        output, measured = ops.conv_norm(
+            input,
+            tensors["weight"],
+            None if case.norm == "none" else own,
+            tensors.get("scale"),
+            tensors.get("shift"),
+            relu=case.relu,
+            pool=case.pool,
+            stride=case.stride,
+            training=case.training,
+        )
+        assert not measured.requires_grad
+        mean, variance = measured.unbind(-2)
+        return {"output": output, "mean": mean, "variance": variance}
+
+    return function
+
+
+def stock(case: Case) -> Function:
+    """Stock torch, one architecture after the other."""
+
+    def one(images: Tensor, statistics: Tensor, tensors: Tensors) -> Tensor:
+        if case.norm != "none":
+            mean, variance = (None, None) if case.training else statistics
+            affine = (tensors.get("scale"), tensors.get("shift"))
+            images = F.batch_norm(images, mean, variance, *affine, training=case.training)
+        images = F.relu(images) if case.relu else images
+        images = F.avg_pool2d(images, 2) if case.pool else images
+        padding = case.kernel_size // 2
+        return F.conv2d(images, tensors["weight"], None, case.stride, padding)
+
+    def function(tensors: Tensors) -> Tensors:
+        input = tensors["input"]
+        running = running_of(case, input.dtype)
+        if input.dim() == 4:
+            output = one(input, running, tensors)
+        else:
+            pairs = zip(input, running, strict=True)
+            output = torch.stack([one(*pair, tensors) for pair in pairs])
+        mean, variance = statistics_of(output).unbind(-2)
+        return {"output": output, "mean": mean, "variance": variance}
+
+    return function
+
+
+def cotangents_of(case: Case) -> dict[str, Tensor]:
+    output = stock(case)(inputs_of(case))["output"]
+    return {"output": channels_last(dense_random(*output.shape, seed=5))}
+
+
+def terms_of(case: Case) -> dict[str, int]:
+    channels = case.shape[-3]
+    return {"output": channels * case.kernel_size**2, "": math.prod(case.shape) // channels}
+
+
+@cache
+def expected(case: Case, mean: float) -> Expected:
+    return expect(stock(case), inputs_of(case, mean), cotangents_of(case))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_is_as_close_as_stock_torch(case: Case, mean: float, device: torch.device) -> None:
+    results = evaluate(run(case), inputs_of(case, mean), cotangents_of(case))
+    assert_as_close(results, expected(case, mean), terms=terms_of(case))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_reference_is_stock_torch(case: Case) -> None:
+    results = evaluate(as_reference(run(case)), inputs_of(case), cotangents_of(case))
+    assert_as_close(results, expected(case, 0.0), terms=terms_of(case))
+
+
+# Variance 3 and eps 1 make the standard deviation 2, so that all of it is exact.
+EXACT_CASES = (
+    Case("plain", norm="none", relu=False),
+    Case("relu_and_pool", norm="none", pool=True),
+    Case("pool_alone_stride_2", norm="none", relu=False, pool=True, stride=2),
+    Case("evaluation", training=False),
+    Case("evaluation_and_pool", (2, 3, 5, 7, 9), training=False, pool=True),
+)
+
+
+@pytest.mark.parametrize("case", EXACT_CASES, ids=str)
+def test_small_integers_are_exact(case: Case, device: torch.device) -> None:
+    channels = case.shape[-3]
+    inputs = {name: small_integers(*t.shape, seed=7) for name, t in inputs_of(case).items()}
+    mean = small_integers(*case.shape[:-4], channels, seed=8)
+    statistics = torch.stack([mean, torch.full_like(mean, 3.0)], dim=-2)
+
+    def ours(tensors: Tensors) -> Tensors:
+        output, _ = ops.conv_norm(
+            tensors["input"],
+            tensors["weight"],
+            None if case.norm == "none" else statistics,
+            tensors.get("scale"),
+            tensors.get("shift"),
+            relu=case.relu,
+            pool=case.pool,
+            stride=case.stride,
+            training=False,
+            eps=1.0,
+        )
+        return {"output": output}
+
+    def exact(tensors: Tensors) -> Tensors:
+        value = tensors["input"]
+        if case.norm != "none":
+            value = (value - mean[..., None, :, None, None]) / 2
+            value = value * tensors["scale"][:, None, None] + tensors["shift"][:, None, None]
+        value = (value.relu() if case.relu else value).reshape(-1, *case.shape[-3:])
+        value = F.avg_pool2d(value, 2) if case.pool else value
+        value = F.conv2d(value, tensors["weight"], None, case.stride, case.kernel_size // 2)
+        return {"output": value.reshape(*case.shape[:-3], *value.shape[1:])}
+
+    cotangents = {"output": small_integers(*exact(inputs)["output"].shape, seed=9)}
+    expected = evaluate(exact, cast(inputs, torch.float64), cotangents)
+    for name, result in evaluate(ours, inputs, cotangents).items():
+        wanted = expected[name]
+        assert result is not None
+        assert wanted is not None
+        assert_bitwise(name, result, wanted.float())
+
+
+ARCHITECTURES = [case for case in CASES if len(case.shape) == 5 and case.training]
+
+
+@pytest.mark.parametrize("case", ARCHITECTURES, ids=str)
+def test_an_architecture_does_not_depend_on_the_others(case: Case, device: torch.device) -> None:
+    inputs, cotangents = inputs_of(case), cotangents_of(case)
+    together = evaluate(run(case), inputs, cotangents)
+    for a in range(case.shape[0]):
+        alone = evaluate(
+            run(replace(case, shape=case.shape[1:])),
+            {**inputs, "input": inputs["input"][a]},
+            {"output": cotangents["output"][a]},
+        )
+        for name in ("output", "mean", "variance", "gradient of input"):
+            all_of, own = together[name], alone[name]
+            assert all_of is not None
+            assert own is not None
+            assert_bitwise(f"{name}[{a}]", all_of[a], own)
+
+
+@pytest.mark.parametrize("name", ["reduction_b", "shortcut", "two_architectures"])
+def test_any_layout(name: str, device: torch.device) -> None:
+    case = named(name)
+    inputs = {key: tensor.contiguous() for key, tensor in inputs_of(case).items()}
+    cotangents = {key: tensor.contiguous() for key, tensor in cotangents_of(case).items()}
+    results = evaluate(run(case), inputs, cotangents)
+    assert_as_close(results, expected(case, 0.0), terms=terms_of(case))
+
+
+@pytest.mark.parametrize("name", ["reduction_b", "shortcut", "two_architectures"])
+def test_expanded_gradient(name: str, device: torch.device) -> None:
+    case = named(name)
+    shape = cotangents_of(case)["output"].shape
+    per_channel = dense_random(case.out_channels, 1, 1, seed=6)
+    cotangents = {"output": per_channel.expand(shape)}
+    results = evaluate(run(case), inputs_of(case), cotangents)
+    expanded = expect(stock(case), inputs_of(case), cotangents)
+    assert_as_close(results, expanded, terms=terms_of(case))
+
+
+@pytest.mark.filterwarnings("ignore:var_mean")
+@pytest.mark.parametrize("norm", ["none", "affine"])
+@pytest.mark.parametrize("shape", [(0, 5, 6, 4), (2, 0, 5, 6, 4)], ids=str)
+def test_no_images(shape: tuple[int, ...], norm: str) -> None:
+    case = Case("none", shape, norm=norm, pool=True)
+    output_shape = (*shape[:-3], 6, 3, 2)
+    results = evaluate(run(case), inputs_of(case), {"output": torch.zeros(output_shape)})
+    output, image_gradient, weight_gradient = (
+        results[name] for name in ("output", "gradient of input", "gradient of weight")
+    )
+    assert output is not None
+    assert image_gradient is not None
+    assert weight_gradient is not None
+    assert output.shape == output_shape
+    assert image_gradient.shape == shape
+    assert torch.equal(weight_gradient, torch.zeros(6, 5, 3, 3))
+
+
+def test_a_loss_older_than_a_change_of_the_weight_is_refused() -> None:
+    inputs = inputs_of(named("plain"))
+    weight = inputs["weight"].requires_grad_()
+    output, _ = ops.conv_norm(inputs["input"], weight)
+    with torch.no_grad():
+        weight += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("affine", (3, 2, 3, 4), 3, pool=False, stride=2),
+        Case("pool", (2, 2, 2, 5, 4), 3, 1, norm="plain", pool=True),
+        Case("none", (2, 2, 3, 3), 3, norm="none"),
+        Case("evaluation", (2, 2, 3, 3), 3, training=False),
+    ],
+    ids=str,
+)
+def test_gradcheck(case: Case) -> None:
+    inputs = cast(inputs_of(case), torch.float64)
+
+    def function(*tensors: Tensor) -> Tensor:
+        return run(case)(dict(zip(inputs, tensors, strict=True)))["output"]
+
+    leaves = tuple(tensor.requires_grad_() for tensor in inputs.values())
+    assert torch.autograd.gradcheck(function, leaves)
+
+
+@pytest.mark.parametrize(
+    "case", [named("plain"), named("odd_pool"), named("five_architectures")], ids=str
+)
+def test_opcheck(case: Case) -> None:
+    inputs = inputs_of(case)
+    leaves = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
+    statistics = None if case.norm == "none" else statistics_of(inputs["input"])
+    tensors = (leaves["input"], leaves["weight"], statistics)
+    affine = (leaves.get("scale"), leaves.get("shift"))
+    options = (case.relu, case.pool, case.stride, True, 1e-5)
+    torch.library.opcheck(torch.ops.cwkernels.conv_norm.default, (*tensors, *affine, *options))
+    detached = [t if t is None else t.detach() for t in (*tensors, *affine)]
+    gradient = cotangents_of(case)["output"]
+    operation = torch.ops.cwkernels.conv_norm_backward.default
+    for need_input in (True, False):
+        torch.library.opcheck(operation, (gradient, *detached, *options, need_input))
+
+
+def call(
+    input: Tensor | None = None,
+    weight: Tensor | None = None,
+    *,
+    statistics: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    pool: bool = False,
+    stride: int = 1,
+) -> None:
+    """A good call but for what is given."""
+    ops.conv_norm(
+        torch.ones(2, 5, 6, 4) if input is None else input,
+        torch.ones(6, 5, 3, 3) if weight is None else weight,
+        statistics,
+        scale,
+        shift,
+        pool=pool,
+        stride=stride,
+    )
+
+
+ONES = torch.ones(5)
+GOOD = torch.ones(2, 5)
+BAD: dict[str, Callable[[], None]] = {
+    "input: wanted [N, C, H, W] or [A, N, C, H, W], got [5, 6, 4]": lambda: call(
+        torch.ones(5, 6, 4)
+    ),
+    "input: wanted at least one architecture, got [0, 2, 5, 6, 4]": lambda: call(
+        torch.ones(0, 2, 5, 6, 4)
+    ),
+    "input: wanted at least 2 x 2 pixels to average, got [2, 5, 6, 1]": lambda: call(
+        torch.ones(2, 5, 6, 1), pool=True
+    ),
+    "input: wanted more than one value per channel in training, got [1, 5, 1, 1]": lambda: call(
+        torch.ones(1, 5, 1, 1), statistics=GOOD
+    ),
+    "weight: wanted [K, 5, R, R] with R in 1, 3, 5, 7, got [6, 4, 3, 3]": lambda: call(
+        weight=torch.ones(6, 4, 3, 3)
+    ),
+    "weight: wanted [K, 5, R, R] with R in 1, 3, 5, 7, got [6, 5, 3]": lambda: call(
+        weight=torch.ones(6, 5, 3)
+    ),
+    "weight: wanted [K, 5, R, R] with R in 1, 3, 5, 7, got [6, 5, 3, 1]": lambda: call(
+        weight=torch.ones(6, 5, 3, 1)
+    ),
+    "weight: wanted [K, 5, R, R] with R in 1, 3, 5, 7, got [6, 5, 2, 2]": lambda: call(
+        weight=torch.ones(6, 5, 2, 2)
+    ),
+    "weight: wanted torch.float32, got torch.float64": lambda: call(
+        weight=torch.ones(6, 5, 3, 3).double()
+    ),
+    "statistics: wanted [2, 5], got [2, 4]": lambda: call(statistics=torch.ones(2, 4)),
+    "statistics: wanted [3, 2, 5], got [2, 5]": lambda: call(
+        torch.ones(3, 2, 5, 6, 4), statistics=GOOD
+    ),
+    "statistics: wanted torch.float32, got torch.float64": lambda: call(statistics=GOOD.double()),
+    "statistics: wanted a tensor beside scale, got None": lambda: call(scale=ONES, shift=ONES),
+    "scale: wanted [5], got [4]": lambda: call(statistics=GOOD, scale=torch.ones(4), shift=ONES),
+    "scale: wanted torch.float32, got torch.float64": lambda: call(
+        statistics=GOOD, scale=ONES.double(), shift=ONES
+    ),
+    "shift: wanted [5], got [5, 1]": lambda: call(statistics=GOOD, scale=ONES, shift=ONES[:, None]),
+    "shift: wanted scale and shift both or neither, got one": lambda: call(
+        statistics=GOOD, scale=ONES
+    ),
+    "stride: wanted 1 or 2, got 3": lambda: call(stride=3),
+}
+
+
+@pytest.mark.parametrize(("message", "bad"), BAD.items(), ids=BAD)
+@pytest.mark.parametrize("backend", ["kernels", "reference"])
+def test_bad_input_is_refused(message: str, bad: Callable[[], None], backend: Backend) -> None:
+    with ops.backend(backend), refused(ValueError, f"conv_norm: {message}"):
+        bad()

@@ -1,0 +1,343 @@
+"""gather_conv against stock convolutions: values and gradients for every shape and layout."""
+
+from collections.abc import Callable
+from functools import cache, partial
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from cwkernels import ops
+from cwkernels.testing import (
+    LEAST_NONZERO,
+    ConvCase,
+    Expected,
+    Function,
+    Tensors,
+    assert_as_close,
+    assert_bitwise,
+    cast,
+    channels_last,
+    compact_rows,
+    dense_random,
+    evaluate,
+    expect,
+    network_cases,
+    reproducible,
+    small_integers,
+)
+
+OPERATION = "gather_conv"
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+# Sizes that fill no vector, panel or band, and architectures that repeat or skip rows.
+ODD_CASES = (
+    ConvCase("one_pixel", 3, 5, 1, 1, 3),
+    ConvCase("one_pixel_7x7", 2, 3, 1, 1, 7, images=3),
+    ConvCase("one_pixel_stride_2", 5, 2, 1, 1, 3, stride=2),
+    ConvCase("one_row", 4, 6, 1, 5, 5, stride=2),
+    ConvCase("one_column", 1, 1, 5, 1, 3, stride=2),
+    ConvCase("even_stride_2", 6, 10, 6, 8, 3, stride=2, images=3),
+    ConvCase("odd_stride_2", 6, 10, 7, 9, 5, stride=2, images=3),
+    ConvCase("odd_stride_2_1x1", 17, 5, 7, 9, 1, stride=2),
+    ConvCase("odd_7x7", 3, 33, 7, 9, 7),
+    ConvCase("odd_7x7_stride_2", 3, 7, 9, 11, 7, stride=2),
+    ConvCase("tail_after_panels", 15, 49, 5, 3, 3, images=1),
+    ConvCase("tail_alone_1x1", 31, 7, 3, 5, 1, images=1),
+    ConvCase("several_bands", 40, 9, 40, 33, 3, images=1),
+    ConvCase("several_bands_stride_2", 40, 9, 41, 33, 3, stride=2, images=1),
+    ConvCase("wide_row", 24, 3, 2, 700, 3, images=1),
+    ConvCase("many_pixels_1x1", 5, 6, 19, 31, 1, images=2),
+    ConvCase("two_shared", 5, 6, 7, 9, 3, sets=4, rows=(3, 0)),
+    ConvCase("two_separate", 5, 6, 7, 9, 3, sets=4, rows=(3, 0), shared=False),
+    ConvCase("five_shared", 5, 18, 3, 4, 3, stride=2, sets=6, rows=(5, 2, 5, 0, 5)),
+    ConvCase("five_separate", 5, 18, 3, 4, 5, sets=6, rows=(5, 2, 5, 0, 5), shared=False),
+    ConvCase("five_shared_1x1", 9, 8, 5, 5, 1, sets=6, rows=(5, 2, 5, 0, 5)),
+    ConvCase("five_separate_1x1", 9, 8, 5, 5, 1, sets=6, rows=(5, 2, 5, 0, 5), shared=False),
+    ConvCase("one_of_many", 16, 16, 6, 6, 3, sets=25, rows=(24,)),
+    ConvCase("depthwise_one_channel", 1, 1, 7, 9, 3, depthwise=True),
+    ConvCase("depthwise_one_pixel", 5, 5, 1, 1, 5, depthwise=True),
+    ConvCase("depthwise_blocks", 70, 70, 7, 9, 3, depthwise=True),
+    ConvCase("depthwise_blocks_stride_2", 135, 135, 7, 6, 5, stride=2, depthwise=True),
+    ConvCase("depthwise_7x7_stride_2", 9, 9, 9, 11, 7, stride=2, depthwise=True),
+    ConvCase("depthwise_1x1", 20, 20, 5, 7, 1, depthwise=True),
+    ConvCase("depthwise_1x1_stride_2", 20, 20, 5, 7, 1, stride=2, depthwise=True),
+    ConvCase("depthwise_bands", 66, 66, 40, 33, 5, depthwise=True, images=1),
+    ConvCase("depthwise_shared", 6, 6, 5, 5, 3, depthwise=True, sets=3, rows=(2, 0, 2)),
+    ConvCase(
+        "depthwise_separate",
+        *(6, 6, 5, 5, 5),
+        stride=2,
+        depthwise=True,
+        sets=3,
+        rows=(2, 0, 2),
+        shared=False,
+    ),
+)
+
+
+CASES = (*network_cases(), *ODD_CASES)
+DTYPES = (torch.float32, torch.float64)
+LAYOUT_CASES = (
+    ConvCase("dense_layout", 5, 6, 5, 6, 3, stride=2, sets=4, rows=(3, 1, 3), shared=False),
+    ConvCase("pointwise_layout", 5, 18, 5, 6, 1, sets=4, rows=(3, 1, 3), shared=False),
+    ConvCase("depthwise_layout", 6, 6, 5, 6, 5, depthwise=True, sets=2, rows=(1,)),
+)
+
+
+def run(case: ConvCase) -> Function:
+    def function(tensors: Tensors) -> Tensors:
+        input, weight, rows = (tensors[name] for name in ("input", "weight", "rows"))
+        output = ops.gather_conv(input, weight, rows, stride=case.stride, groups=case.groups)
+        return {"output": output}
+
+    return function
+
+
+def stock(case: ConvCase) -> Function:
+    """Stock convolutions, stacked."""
+
+    def function(tensors: Tensors) -> Tensors:
+        input, weight, rows = (tensors[name] for name in ("input", "weight", "rows"))
+        padding = case.kernel_size // 2
+        outputs = [
+            F.conv2d(images, weight[row], None, case.stride, padding, groups=case.groups)
+            for images, row in zip(input.expand(len(rows), *input.shape[1:]), rows, strict=True)
+        ]
+        return {"output": torch.stack(outputs)}
+
+    return function
+
+
+@cache
+def random_inputs(case: ConvCase, mean: float) -> tuple[Tensors, Tensors]:
+    """Random inputs and cotangent."""
+    tensors = case.tensors(partial(dense_random, mean=mean))
+    return tensors, {"output": tensors.pop("cotangent")}
+
+
+@cache
+def random_expected(case: ConvCase, mean: float) -> Expected:
+    return expect(stock(case), *random_inputs(case, mean))
+
+
+@cache
+def integer_inputs(case: ConvCase) -> tuple[Tensors, Tensors]:
+    """Inputs and cotangent of small integers."""
+    tensors = case.tensors(small_integers)
+    return tensors, {"output": tensors.pop("cotangent")}
+
+
+@cache
+def integer_expected(case: ConvCase) -> Expected:
+    return expect(stock(case), *integer_inputs(case))
+
+
+def assert_exact(
+    case: ConvCase, inputs: Tensors, cotangents: Tensors, dtype: torch.dtype = torch.float32
+) -> None:
+    """All results of small integers, bit for bit."""
+    results = evaluate(run(case), cast(inputs, dtype), cotangents)
+    for name, expected in integer_expected(case).reference.items():
+        result = results[name]
+        assert result is not None
+        assert expected is not None
+        if result.is_sparse:
+            rows, result = compact_rows(name, result)
+            assert rows == sorted(set(case.rows))
+            expected = expected[rows]
+        nonzero = case.nonzero if name == "gradient of weight" else LEAST_NONZERO
+        # The few sums of a small tensor may all cancel.
+        nonzero = nonzero if expected.numel() > 32 else 0.0
+        assert_bitwise(name, result, expected.to(dtype), nonzero=nonzero)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_small_integers_are_exact(case: ConvCase, dtype: torch.dtype, device: torch.device) -> None:
+    with reproducible(case):
+        assert_exact(case, *integer_inputs(case), dtype)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_error_is_that_of_stock_torch(case: ConvCase, mean: float, device: torch.device) -> None:
+    with reproducible(case):
+        results = evaluate(run(case), *random_inputs(case, mean))
+        assert_as_close(
+            results,
+            random_expected(case, mean),
+            terms=case.terms,
+            nonzero={"gradient of weight": case.nonzero},
+        )
+
+
+def test_threads_may_be_of_any_number(device: torch.device, threads: int) -> None:
+    for case in (CASES[1], *ODD_CASES[-4:], *LAYOUT_CASES):
+        with reproducible(case):
+            assert_exact(case, *integer_inputs(case))
+
+
+@settings(
+    max_examples=50,
+    deadline=None,
+    derandomize=True,
+    # The fixture's state, the instruction set, is the same for all examples.
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_any_shape(device: torch.device, data: st.DataObject) -> None:
+    def draw(low: int, high: int) -> int:
+        return data.draw(st.integers(low, high))
+
+    depthwise, architectures, sets = data.draw(st.booleans()), draw(1, 4), draw(1, 3)
+    channels = draw(1, 70 if depthwise else 40)
+    case = ConvCase(
+        "any",
+        channels,
+        channels if depthwise else draw(1, 40),
+        height=draw(1, 12),
+        width=draw(1, 12),
+        kernel_size=data.draw(st.sampled_from([1, 3, 5, 7])),
+        stride=draw(1, 2),
+        depthwise=depthwise,
+        images=draw(1, 3),
+        sets=sets,
+        rows=tuple(draw(0, sets - 1) for _ in range(architectures)),
+        shared=data.draw(st.booleans()),
+    )
+    assert_exact(case, *integer_inputs(case), data.draw(st.sampled_from(DTYPES)))
+
+
+def surround(tensor: Tensor, dims: dict[int, int]) -> Tensor:
+    """The same values as a slice of a larger tensor of NaN, `dims` wider on both sides."""
+    shape = [size + 2 * dims.get(d, 0) for d, size in enumerate(tensor.shape)]
+    larger = channels_last(torch.full(shape, torch.nan))
+    for d, margin in dims.items():
+        larger = larger.narrow(d, margin, tensor.shape[d])
+    return larger.copy_(tensor)
+
+
+def every_second(tensor: Tensor, *dims: int) -> Tensor:
+    """The same values as every second element, of a tensor of NaN, along `dims`."""
+    larger = channels_last(torch.full([size * 2 for size in tensor.shape], torch.nan))
+    for d, size in enumerate(tensor.shape):
+        larger = larger.narrow(d, 0, size) if d not in dims else larger
+    index = tuple(slice(None, None, 2) if d in dims else slice(None) for d in range(5))
+    return larger[index].copy_(tensor)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "nchw": lambda tensor: tensor.contiguous(),
+    "channels_first_of_all": lambda tensor: tensor.movedim(2, 0).contiguous().movedim(0, 2),
+    "transposed_pixels": lambda tensor: channels_last(tensor.mT).mT,
+    "channel_slice": lambda tensor: surround(tensor, {2: 3}),
+    "nchw_channel_slice": lambda tensor: surround(tensor.movedim(2, 3), {3: 3}).movedim(3, 2),
+    "image_slice": lambda tensor: surround(tensor, {0: 1, 1: 2}),
+    "cropped": lambda tensor: surround(tensor, {3: 1, 4: 2}),
+    "every_second_pixel": lambda tensor: every_second(tensor, 3, 4),
+    "every_second_image": lambda tensor: every_second(tensor, 0, 1),
+    "every_second_channel": lambda tensor: every_second(tensor, 2),
+}
+
+
+@pytest.mark.parametrize("case", LAYOUT_CASES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_any_layout(
+    case: ConvCase, layout: Callable[[Tensor], Tensor], device: torch.device
+) -> None:
+    inputs, cotangents = integer_inputs(case)
+    strided = {"output": layout(cotangents["output"])}
+    with reproducible(case):
+        assert_exact(case, {**inputs, "input": layout(inputs["input"])}, strided)
+
+
+def test_a_slice_of_a_bank(device: torch.device) -> None:
+    case = LAYOUT_CASES[0]
+    inputs, cotangents = integer_inputs(case)
+    weight = inputs["weight"]
+    larger = torch.full((weight.shape[0] + 2, *weight.shape[1:]), torch.nan)
+    larger[1:-1] = weight
+    assert_exact(case, {**inputs, "weight": larger[1:-1]}, cotangents)
+
+
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_expanded_images_and_gradients(depthwise: bool, device: torch.device) -> None:
+    case = ConvCase("expanded", 6, 6, 5, 6, 3, depthwise=depthwise, sets=3, rows=(2, 0))
+    inputs, cotangents = integer_inputs(case)
+    image = inputs["input"][:, :1]
+    gradient = cotangents["output"][:1, :1, :, :1, :1]
+    expanded = {**inputs, "input": image.expand(2, 4, -1, -1, -1)}
+    stretched = {"output": gradient.expand(2, 4, -1, 5, 6)}
+    results = evaluate(run(case), expanded, stretched)
+    for name, expected in expect(stock(case), expanded, stretched).reference.items():
+        result = results[name]
+        assert result is not None
+        assert expected is not None
+        if result.is_sparse:
+            rows, result = compact_rows(name, result)
+            expected = expected[rows]
+        assert_bitwise(name, result, expected.float())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_one_architecture_has_no_dimension(stride: int, device: torch.device) -> None:
+    case = ConvCase("one", 5, 6, 7, 9, 3, stride=stride, sets=3, rows=(2,))
+    tensors, _ = integer_inputs(case)
+    images, weight = tensors["input"][0], tensors["weight"]
+    output = ops.gather_conv(images, weight, torch.tensor(2), stride=stride)
+    expected = F.conv2d(images, weight[2], stride=stride, padding=1)
+    assert_bitwise("output", output, expected)
+    assert output.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_no_images(kernel_size: int, depthwise: bool, device: torch.device) -> None:
+    inputs = {
+        "input": torch.zeros(2, 0, 4, 5, 6),
+        "weight": torch.ones(3, 4, 1 if depthwise else 4, kernel_size, kernel_size),
+        "rows": torch.tensor([2, 0]),
+    }
+    case = ConvCase("none", 4, 4, 5, 6, kernel_size, depthwise=depthwise, images=0)
+    results = evaluate(run(case), inputs, {"output": torch.zeros(2, 0, 4, 5, 6)})
+    output, input_gradient, weight_gradient = results.values()
+    assert output is not None
+    assert input_gradient is not None
+    assert weight_gradient is not None
+    assert output.shape == input_gradient.shape == (2, 0, 4, 5, 6)
+    rows, values = compact_rows("gradient of weight", weight_gradient)
+    assert rows == [0, 2]
+    assert torch.equal(values, torch.zeros(2, *inputs["weight"].shape[1:]))
+
+
+def test_no_architectures(device: torch.device) -> None:
+    inputs = {
+        "input": torch.ones(2, 4, 5, 6),
+        "weight": torch.ones(3, 7, 4, 3, 3),
+        "rows": torch.tensor([], dtype=torch.int64),
+    }
+    case = ConvCase("none", 4, 7, 5, 6, 3)
+    results = evaluate(run(case), inputs, {"output": torch.zeros(0, 2, 7, 5, 6)})
+    output, input_gradient, weight_gradient = results.values()
+    assert output is not None
+    assert input_gradient is not None
+    assert weight_gradient is not None
+    assert output.shape == (0, 2, 7, 5, 6)
+    assert torch.equal(input_gradient, torch.zeros(2, 4, 5, 6))
+    assert compact_rows("gradient of weight", weight_gradient)[0] == []
+    assert not weight_gradient.to_dense().any()
+
+
+def test_the_cases_cover_what_the_networks_run() -> None:
+    shapes = {
+        (case.in_channels, case.out_channels, case.kernel_size, case.stride, case.height)
+        for case in network_cases()
+    }
+    assert len(network_cases()) == 45
+    assert shapes >= {(3, 16, 3, 1, 32), (16, 16, 3, 1, 32), (32, 32, 1, 1, 16), (64, 64, 3, 1, 8)}
+    assert shapes >= {(16, 32, 3, 2, 32), (32, 64, 3, 2, 16), (16, 32, 1, 1, 16)}
+    assert shapes >= {(192, 192, 5, 2, 32), (1536, 1536, 5, 1, 4), (32, 64, 1, 2, 32)}

@@ -1,0 +1,357 @@
+"""norm_add against stock batch norm."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cwkernels import ops
+from cwkernels.ops.backend import Backend
+from cwkernels.testing import (
+    Expected,
+    Function,
+    Tensors,
+    as_reference,
+    assert_as_close,
+    assert_bitwise,
+    cast,
+    channels_last,
+    dense_random,
+    evaluate,
+    expect,
+    refused,
+    small_integers,
+    statistics_of,
+)
+
+OPERATION = "norm_add"
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call."""
+
+    name: str
+    shape: tuple[int, ...] = (3, 5, 7, 9)
+    affine: bool = True
+    shortcut: bool = True
+    relu: bool = True
+    training: bool = True
+    eps: float = 1e-5
+
+    def __str__(self) -> str:
+        return self.name
+
+
+CASES = (
+    Case("everything"),
+    Case("plain", affine=False, shortcut=False, relu=False),
+    Case("stem", (3, 32, 16, 16), shortcut=False),
+    Case("reduction", (3, 32, 8, 8), relu=False),
+    Case("head", (3, 64, 4, 4), shortcut=False),
+    Case("one_row_one_channel", (2, 1, 1, 5)),
+    Case("large_eps", eps=0.5),
+    Case("two_architectures", (2, 3, 5, 7, 9)),
+    Case("five_architectures", (5, 2, 7, 3, 1), affine=False, shortcut=False),
+    Case("evaluation", training=False),
+    Case("two_architectures_in_evaluation", (2, 3, 5, 7, 9), training=False, relu=False),
+)
+ARCHITECTURES = [case for case in CASES if len(case.shape) == 5 and case.training]
+
+
+def inputs_of(case: Case, mean: float = 0.0) -> dict[str, Tensor]:
+    channels = case.shape[-3]
+    inputs = {"input": channels_last(dense_random(*case.shape, mean=mean))}
+    if case.affine:
+        inputs["scale"] = dense_random(channels, seed=2, mean=1.0, deviation=0.5)
+        inputs["shift"] = dense_random(channels, seed=3)
+    if case.shortcut:
+        inputs["shortcut"] = channels_last(dense_random(*case.shape, seed=4))
+    return inputs
+
+
+def cotangents_of(case: Case) -> dict[str, Tensor]:
+    return {"output": channels_last(dense_random(*case.shape, seed=5))}
+
+
+def statistics_for(case: Case, input: Tensor) -> Tensor:
+    """The input's own in training, others in evaluation."""
+    if case.training:
+        return statistics_of(input)
+    running = dense_random(*case.shape[:-4], 2, case.shape[-3], seed=6).abs() + 0.5
+    return running.to(input.dtype)
+
+
+def run(case: Case) -> Function:
+    def function(tensors: Tensors) -> Tensors:
+        input = tensors["input"]
+        others = (tensors.get(name) for name in ("scale", "shift", "shortcut"))
+        output = ops.norm_add(
+            input,
+            statistics_for(case, input),
+            *others,
+            relu=case.relu,
+            training=case.training,
+            eps=case.eps,
+        )
+        return {"output": output}
+
+    return function
+
+
+def stock(case: Case) -> Function:
+    """Stock batch norm, one architecture after the other."""
+
+    def one(images: Tensor, statistics: Tensor, tensors: Tensors) -> Tensor:
+        mean, variance = (None, None) if case.training else statistics
+        affine = (tensors.get("scale"), tensors.get("shift"))
+        return F.batch_norm(images, mean, variance, *affine, training=case.training, eps=case.eps)
+
+    def function(tensors: Tensors) -> Tensors:
+        input = tensors["input"]
+        statistics = statistics_for(case, input)
+        if input.dim() == 4:
+            output = one(input, statistics, tensors)
+        else:
+            pairs = zip(input, statistics, strict=True)
+            output = torch.stack([one(*pair, tensors) for pair in pairs])
+        output = output + tensors["shortcut"] if case.shortcut else output
+        return {"output": F.relu(output) if case.relu else output}
+
+    return function
+
+
+def terms_of(case: Case) -> dict[str, int]:
+    return {"": math.prod(case.shape) // case.shape[-3]}
+
+
+@cache
+def expected(case: Case, mean: float) -> Expected:
+    return expect(stock(case), inputs_of(case, mean), cotangents_of(case))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_is_as_close_as_stock_torch(case: Case, mean: float) -> None:
+    results = evaluate(run(case), inputs_of(case, mean), cotangents_of(case))
+    assert_as_close(results, expected(case, mean), terms=terms_of(case))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_reference_is_stock_torch(case: Case) -> None:
+    results = evaluate(as_reference(run(case)), inputs_of(case), cotangents_of(case))
+    assert_as_close(results, expected(case, 0.0), terms=terms_of(case))
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_small_integers_are_exact(relu: bool) -> None:
+    # Variance 3 and eps 1 make the standard deviation 2, so that all of it is exact.
+    case = Case("exact", relu=relu, training=False, eps=1.0)
+    inputs = {name: small_integers(*t.shape, seed=7) for name, t in inputs_of(case).items()}
+    mean = small_integers(5, seed=8)
+
+    def ours(tensors: Tensors) -> Tensors:
+        statistics = torch.stack([mean, torch.full_like(mean, 3.0)])
+        named = (tensors[name] for name in ("scale", "shift", "shortcut"))
+        output = ops.norm_add(
+            tensors["input"], statistics, *named, relu=relu, training=False, eps=1.0
+        )
+        return {"output": output}
+
+    def exact(tensors: Tensors) -> Tensors:
+        value = (tensors["input"] - mean[:, None, None]) / 2
+        value = value * tensors["scale"][:, None, None] + tensors["shift"][:, None, None]
+        value = value + tensors["shortcut"]
+        return {"output": F.relu(value) if relu else value}
+
+    cotangents = {"output": small_integers(*case.shape, seed=9)}
+    wanted = evaluate(exact, cast(inputs, torch.float64), cotangents)
+    for name, result in evaluate(ours, inputs, cotangents).items():
+        reference = wanted[name]
+        assert result is not None
+        assert reference is not None
+        assert_bitwise(name, result, reference.float())
+
+
+@pytest.mark.parametrize("case", ARCHITECTURES, ids=str)
+def test_an_architecture_does_not_depend_on_the_others(case: Case) -> None:
+    inputs, cotangents = inputs_of(case), cotangents_of(case)
+    together = evaluate(run(case), inputs, cotangents)
+    separate = [name for name in ("input", "shortcut") if name in inputs]
+    for a in range(case.shape[0]):
+        alone = evaluate(
+            run(replace(case, shape=case.shape[1:])),
+            {**inputs, **{name: inputs[name][a] for name in separate}},
+            {"output": cotangents["output"][a]},
+        )
+        for name in ("output", *(f"gradient of {name}" for name in separate)):
+            all_of, own = together[name], alone[name]
+            assert all_of is not None
+            assert own is not None
+            assert_bitwise(f"{name}[{a}]", all_of[a], own)
+
+
+def test_affine_gradients_are_summed_in_order() -> None:
+    case = Case("five", (5, 2, 7, 3, 4))
+    inputs, cotangents = inputs_of(case), cotangents_of(case)
+    together = evaluate(run(case), inputs, cotangents)
+    singles = [
+        evaluate(
+            run(replace(case, shape=case.shape[1:])),
+            {**inputs, "input": inputs["input"][a], "shortcut": inputs["shortcut"][a]},
+            {"output": cotangents["output"][a]},
+        )
+        for a in range(5)
+    ]
+    for name in ("gradient of scale", "gradient of shift"):
+        result, total = together[name], torch.zeros(7)
+        for single in singles:
+            own = single[name]
+            assert own is not None
+            total += own
+        assert result is not None
+        assert_bitwise(name, result, total)
+
+
+@pytest.mark.parametrize("name", ["everything", "two_architectures"])
+@pytest.mark.parametrize("expand", [False, True])
+def test_any_layout_and_expanded_gradients(name: str, expand: bool) -> None:
+    case = next(case for case in CASES if case.name == name)
+    inputs = {key: tensor.contiguous() for key, tensor in inputs_of(case).items()}
+    cotangents = {key: tensor.contiguous() for key, tensor in cotangents_of(case).items()}
+    if expand:
+        cotangents = {"output": dense_random(*case.shape[-2:], seed=8).expand(case.shape)}
+    results = evaluate(run(case), inputs, cotangents)
+    wanted = expect(stock(case), inputs, cotangents)
+    assert_as_close(results, wanted, terms=terms_of(case))
+    output = results["output"]
+    assert output is not None
+    assert output.movedim(-3, -1).is_contiguous()
+
+
+@pytest.mark.filterwarnings("ignore:var_mean")
+@pytest.mark.parametrize("shape", [(0, 5, 6, 4), (2, 0, 5, 6, 4)], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_no_images(shape: tuple[int, ...], training: bool) -> None:
+    case = Case("none", shape, training=training)
+    results = evaluate(run(case), inputs_of(case), {"output": torch.zeros(shape)})
+    for name in ("output", "gradient of input", "gradient of shortcut"):
+        result = results[name]
+        assert result is not None
+        assert result.shape == shape
+    for name in ("gradient of scale", "gradient of shift"):
+        result = results[name]
+        assert result is not None
+        assert torch.equal(result, torch.zeros(5))
+
+
+def test_trains_as_a_stock_module() -> None:
+    case = Case("module", shortcut=False)
+    inputs = inputs_of(case)
+    module = nn.BatchNorm2d(5)
+    with torch.no_grad():
+        module.weight.copy_(inputs["scale"])
+        module.bias.copy_(inputs["shift"])
+    output = run(case)(inputs)["output"]
+    torch.testing.assert_close(output, module(inputs["input"]).relu())
+
+
+def test_the_statistics_take_no_gradient() -> None:
+    input = dense_random(2, 5, 3, 4)
+    statistics = statistics_of(input).requires_grad_()
+    ops.norm_add(input.requires_grad_(), statistics).sum().backward()
+    assert statistics.grad is None
+
+
+@pytest.mark.parametrize("changed", ["input", "scale", "shift"])
+def test_a_loss_older_than_a_change_is_refused(changed: str) -> None:
+    leaves = {name: t.requires_grad_() for name, t in inputs_of(CASES[0]).items()}
+    output = run(CASES[0])(leaves)["output"]
+    with torch.no_grad():
+        leaves[changed] += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("everything", (3, 2, 3, 4)),
+        Case("plain", (3, 2, 3, 4), affine=False, shortcut=False, relu=False),
+        Case("architectures", (2, 2, 2, 3, 3)),
+        Case("evaluation", (2, 2, 3, 3), training=False),
+    ],
+    ids=str,
+)
+def test_gradcheck(case: Case) -> None:
+    inputs = cast(inputs_of(case), torch.float64)
+
+    def function(*tensors: Tensor) -> Tensor:
+        return run(case)(dict(zip(inputs, tensors, strict=True)))["output"]
+
+    leaves = tuple(tensor.requires_grad_() for tensor in inputs.values())
+    assert torch.autograd.gradcheck(function, leaves)
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[7]], ids=str)
+def test_opcheck(case: Case) -> None:
+    inputs = inputs_of(case)
+    leaves = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
+    statistics = statistics_of(inputs["input"])
+    others = [leaves.get(name) for name in ("scale", "shift", "shortcut")]
+    torch.library.opcheck(
+        torch.ops.cwkernels.norm_add.default,
+        (leaves["input"], statistics, *others, case.relu, True, 1e-5),
+    )
+    affine = [None if tensor is None else tensor.detach() for tensor in others[:2]]
+    gradient, input = cotangents_of(case)["output"], inputs["input"].detach()
+    operation = torch.ops.cwkernels.norm_add_backward.default
+    torch.library.opcheck(operation, (gradient, input, statistics, *affine, True, 1e-5))
+
+
+GOOD, STATISTICS, ONES = torch.ones(2, 5, 6, 4), torch.ones(2, 5), torch.ones(5)
+BAD: dict[str, Callable[[], Tensor]] = {
+    "input: wanted [N, C, H, W] or [A, N, C, H, W], got [5, 6, 4]": lambda: ops.norm_add(
+        GOOD[0], STATISTICS
+    ),
+    "input: wanted at least one architecture, got [0, 2, 5, 6, 4]": lambda: ops.norm_add(
+        torch.ones(0, 2, 5, 6, 4), torch.ones(0, 2, 5)
+    ),
+    "input: wanted more than one value per channel in training, got [1, 5, 1, 1]": lambda: (
+        ops.norm_add(torch.ones(1, 5, 1, 1), STATISTICS)
+    ),
+    "statistics: wanted [2, 5], got [5]": lambda: ops.norm_add(GOOD, ONES),
+    "statistics: wanted [3, 2, 5], got [2, 5]": lambda: ops.norm_add(
+        GOOD.expand(3, 2, 5, 6, 4), STATISTICS
+    ),
+    "statistics: wanted torch.float32, got torch.float64": lambda: ops.norm_add(
+        GOOD, STATISTICS.double()
+    ),
+    "scale: wanted [5], got [4]": lambda: ops.norm_add(GOOD, STATISTICS, ONES[:4], ONES),
+    "shift: wanted [5], got [4]": lambda: ops.norm_add(GOOD, STATISTICS, ONES, ONES[:4]),
+    "shift: wanted torch.float32, got torch.float64": lambda: ops.norm_add(
+        GOOD, STATISTICS, ONES, ONES.double()
+    ),
+    "shift: wanted scale and shift both or neither, got one": lambda: ops.norm_add(
+        GOOD, STATISTICS, ONES
+    ),
+    "shortcut: wanted torch.float32 [2, 5, 6, 4], got torch.float32 [5, 6, 4]": lambda: (
+        ops.norm_add(GOOD, STATISTICS, shortcut=GOOD[0])
+    ),
+    "shortcut: wanted torch.float32 [2, 5, 6, 4], got torch.float64 [2, 5, 6, 4]": lambda: (
+        ops.norm_add(GOOD, STATISTICS, shortcut=GOOD.double())
+    ),
+}
+
+
+@pytest.mark.parametrize(("message", "bad"), BAD.items(), ids=BAD)
+@pytest.mark.parametrize("backend", ["kernels", "reference"])
+def test_bad_input_is_refused(message: str, bad: Callable[[], Tensor], backend: Backend) -> None:
+    with ops.backend(backend), refused(ValueError, f"norm_add: {message}"):
+        bad()
