@@ -18,11 +18,12 @@ from bench.contestants import (
     heaviest_architecture,
     space_of,
 )
-from bench.harness import Action, Interval, Samples, interleave
+from bench.harness import Action, Interval, Samples, interleave, progress_bar
 from bench.memory import MemoryUse
 
 TRAINING_IMAGES = 45_000
 SEED = 0
+MIN_ARCHITECTURES = 2
 MAX_ARCHITECTURES = 8
 MIN_ROUNDS = 2
 MAX_ROUNDS = 40
@@ -124,28 +125,29 @@ def run_network(
     """
     start = time.perf_counter()
     device = batches[0].images.device
-    batch = len(batches[0].labels)
     torch.manual_seed(SEED)
     contestants = {name: build(name, network, device) for name in CONTESTANTS}
-    images, labels = batches[0].images, batches[0].labels
-    heaviest, warm_up = heaviest_architecture(network), every_choice(network)
-    used = {
-        name: memory.measure(contestant, images, labels, heaviest, warm_up)
-        for name, contestant in contestants.items()
-    }
-    count = MAX_ARCHITECTURES if steps is None else min(MAX_ARCHITECTURES, max(1, steps // 2))
+    used = _measure_memory(network, contestants, batches[0], description)
+    spent = time.perf_counter() - start
+    if steps is None:
+        turn = spent / memory.steps_of_measure(every_choice(network))
+        count = architectures_within(SECONDS_PER_NETWORK - spent, turn)
+    else:
+        count = min(MAX_ARCHITECTURES, max(1, steps // MIN_ROUNDS))
     generator = torch.Generator().manual_seed(SEED)
     architectures = space_of(network).sample(count, generator=generator)
-    left = SECONDS_PER_NETWORK - (time.perf_counter() - start)
     samples = interleave(
         [
             _actions(contestants, batches[i], architecture)
             for i, architecture in enumerate(architectures)
         ],
-        rounds=rounds_within(left) if steps is None else max(MIN_ROUNDS, math.ceil(steps / count)),
+        rounds=rounds_within(SECONDS_PER_NETWORK - spent)
+        if steps is None
+        else max(MIN_ROUNDS, math.ceil(steps / count)),
         device=device,
         description=description,
     )
+    batch = len(batches[0].labels)
     if with_processes:
         used = {
             name: replace(use, process=memory.process_bytes(network, name, batch))
@@ -153,6 +155,24 @@ def run_network(
         }
     choices = tuple(tuple(architecture) for architecture in architectures.tolist())
     return NetworkResult(batch, choices, samples, used)
+
+
+def _measure_memory(
+    network: str, contestants: Mapping[str, Contestant], batch: Batch, description: str | None
+) -> dict[str, MemoryUse]:
+    """Every contestant's memory under the heaviest architecture."""
+    used = {}
+    with progress_bar(len(contestants), description, "memory") as advance:
+        for name, contestant in contestants.items():
+            used[name] = memory.measure(
+                contestant,
+                batch.images,
+                batch.labels,
+                heaviest_architecture(network),
+                every_choice(network),
+            )
+            advance()
+    return used
 
 
 def _actions(
@@ -165,6 +185,17 @@ def _actions(
         return lambda: contestant.step(images, batch.labels, architecture)
 
     return {name: action(contestant) for name, contestant in contestants.items()}
+
+
+def architectures_within(seconds: float, turn: float) -> int:
+    """How many architectures leave time for a warm-up and the fewest rounds.
+
+    Args:
+        seconds: the time for all that.
+        turn: what one step of every contestant takes together.
+    """
+    fitting = int(seconds / (turn * (1 + MIN_ROUNDS)))
+    return min(MAX_ARCHITECTURES, max(MIN_ARCHITECTURES, fitting))
 
 
 def rounds_within(seconds: float) -> Callable[[float], int]:

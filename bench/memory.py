@@ -20,7 +20,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -138,6 +138,11 @@ def measure(
         workspace=step - saved,
         peak=parameters + momentum + running_statistics + gradients + inputs + step,
     )
+
+
+def steps_of_measure(warm_up: Sequence[Tensor]) -> int:
+    """About how many steps `measure` makes: the warm-up's, one more, one each to count."""
+    return len(warm_up) + 3
 
 
 def process_bytes(network: str, contestant: str, batch: int) -> int:

@@ -35,6 +35,7 @@ def set_environment() -> None:
     os.environ.setdefault("OMP_PROC_BIND", "true")
     # The profiler, which counts allocations, else writes its own log to stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 if __name__ == "__main__":

@@ -199,6 +199,13 @@ def test_rounds_fill_the_time_and_are_two_at_least() -> None:
     assert rounds(0.001) == experiment.MAX_ROUNDS
 
 
+def test_a_slow_machine_gets_fewer_architectures() -> None:
+    assert experiment.architectures_within(30.0, 0.5) == experiment.MAX_ARCHITECTURES
+    assert experiment.architectures_within(30.0, 2.0) == 5
+    assert experiment.architectures_within(30.0, 100.0) == experiment.MIN_ARCHITECTURES
+    assert experiment.architectures_within(-1.0, 1.0) == experiment.MIN_ARCHITECTURES
+
+
 def test_batches_are_augmented_images_of_the_training_part() -> None:
     batches, source = experiment.load_batches(3, torch.device("cpu"))
     assert len(batches) == experiment.MAX_ARCHITECTURES

@@ -58,7 +58,7 @@ def assert_agree(net: Network, images: Tensor, arch: Tensor) -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_one_architecture(name: str, options: dict[str, bool], training: bool) -> None:
     net = built_split(name, **options).double().train(training)
-    for arch in archs_of(name):
+    for arch in archs_of(name)[:3]:
         assert_agree(net, images_for().double(), arch)
 
 

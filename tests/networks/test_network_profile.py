@@ -29,8 +29,7 @@ def training_step(net: nn.Module, optimizer: torch.optim.Optimizer, arch: Tensor
 
 
 @every_network
-@pytest.mark.parametrize("dense_grad", [False, True])
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize(("dense_grad", "several"), [(False, False), (True, True)])
 def test_no_stock_convolution_runs(name: str, dense_grad: bool, several: bool) -> None:
     net = build(name, dense_grad=dense_grad)
     net.split()

@@ -27,9 +27,9 @@ import cwkernels as cw
 
 
 def assert_same_outputs(net: Network, other: Network, name: str) -> None:
-    for arch in archs_of(name):
-        for run in (logits_in_training, logits_in_evaluation):
-            assert torch.equal(run(net, images_for(), arch), run(other, images_for(), arch))
+    archs = torch.stack(archs_of(name))
+    for run in (logits_in_training, logits_in_evaluation):
+        assert torch.equal(run(net, images_for(), archs), run(other, images_for(), archs))
 
 
 def source(name: str, decisions: list[int] | None, reserve: bool) -> Network:

@@ -32,6 +32,7 @@ HAND_PICKED = {
     "lone_convolution": (0, 0, 0, 3, 0, 0),
     "chain_of_skips": (1, 0, 1, 0, 0, 1),
     "skips_alone_into_convolutions": (1, 1, 0, 3, 2, 3),
+    "two_skips_into_a_convolution": (1, 0, 1, 0, 0, 3),
     "skip_beside_a_convolution": (1, 3, 1, 0, 3, 2),
     "chain_of_convolutions": (3, 0, 2, 0, 0, 3),
     "nothing": (0, 0, 0, 0, 0, 0),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cwkernels import ops
 from cwkernels.ops.backend import Backend
+from cwkernels.ops.inverted_bottleneck import statistics_slice
 from cwkernels.testing import (
     as_reference,
     assert_as_close,
@@ -74,6 +75,40 @@ def test_no_images(layer: Layer, training: bool, backend: Backend) -> None:
         gradient = results[f"gradient of {group}[1]"]
         assert gradient is not None
         assert not gradient.to_dense().any()
+
+
+@BACKENDS
+@CODES
+def test_layout_of_the_statistics(code: int, backend: Backend) -> None:
+    layer = Layer(4, 5, expansions=(3, 6))
+    tensors = layer.inputs()
+    weights, scales, shifts = layer.banks(tensors)
+    slices = {
+        0: (0, 12),
+        1: (24, 36),
+        2: (48, 53),
+        3: (0, 24),
+        4: (24, 48),
+        5: (48, 53),
+        6: (48, 53),
+    }
+    for bank, bounds in slices.items():
+        assert statistics_slice(weights, bank) == slice(*bounds)
+    with ops.backend(backend):
+        _, statistics = ops.inverted_bottleneck(
+            tensors["input"],
+            torch.tensor([code, 2]),
+            weights,
+            scales,
+            shifts,
+            *layer.running(),
+            training=True,
+        )
+    measured = torch.zeros(53, dtype=torch.bool)
+    for bank in chain(code, layer):
+        measured[slice(*slices[bank])] = True
+    assert statistics.shape == (2, 53)
+    assert torch.equal(statistics[1] != 0, measured)
 
 
 @CODES

@@ -1,0 +1,193 @@
+"""The comparators themselves: what is wrong fails, and the message says what and by how much."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from cwkernels.testing import (
+    ConvCase,
+    assert_as_close,
+    assert_bitwise,
+    assert_close_to_reference,
+    compact_rows,
+    dense_random,
+    evaluate,
+    expect,
+    network_cases,
+    poisoned_memory,
+    refused,
+    relative_error,
+    reproducible,
+    small_integers,
+    statistics_of,
+)
+
+EPSILON = torch.finfo(torch.float32).eps
+
+
+def test_small_integers_are_small_whole_and_never_zero() -> None:
+    drawn = small_integers(50, 40, seed=3)
+    assert drawn.dtype == torch.float32
+    assert set(drawn.unique().tolist()) == {-2.0, -1.0, 1.0, 2.0}
+    assert torch.equal(drawn, small_integers(50, 40, seed=3))
+    assert not torch.equal(drawn, small_integers(50, 40, seed=4))
+
+
+def test_dense_random_has_the_mean_and_deviation_asked_for() -> None:
+    drawn = dense_random(200, 200, seed=3, mean=30.0, deviation=0.5)
+    assert float(drawn.mean()) == pytest.approx(30.0, abs=0.02)
+    assert float(drawn.std()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_statistics_are_those_of_each_channel() -> None:
+    images = dense_random(2, 3, 5, 4, 6, mean=3.0).double()
+    mean, variance = statistics_of(images).unbind(-2)
+    torch.testing.assert_close(mean[1, 2], images[1, :, 2].mean())
+    torch.testing.assert_close(variance[1, 2], images[1, :, 2].var(correction=0))
+
+
+def test_relative_error_is_of_norms() -> None:
+    reference = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    assert relative_error(torch.tensor([3.0, 4.5]), reference) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (torch.tensor([1.0, 2.0, 4.0]), r"tensor: 1 of 3 elements differ, .* \[2\]: 4.0, wanted 3"),
+        (torch.tensor([1.0, 2.0, 3.0000002]), "tensor: 1 of 3 elements differ"),
+        (torch.tensor([1.0, 2.0, torch.nan]), "tensor: 1 of 3 elements are not finite"),
+        (torch.tensor([1.0, 2.0]), r"tensor: shape \[2\], wanted \[3\]"),
+        (torch.tensor([1.0, 2.0, 3.0]).double(), "tensor: torch.float64, wanted torch.float32"),
+    ],
+)
+def test_a_bit_that_differs_fails(result: Tensor, message: str) -> None:
+    expected = torch.tensor([1.0, 2.0, 3.0])
+    assert_bitwise("tensor", expected.clone(), expected)
+    with pytest.raises(AssertionError, match=message):
+        assert_bitwise("tensor", result, expected)
+
+
+def test_a_reference_of_zeros_proves_nothing() -> None:
+    zeros, few = torch.zeros(100), torch.zeros(100)
+    few[:9] = 1
+    for reference in (zeros, few):
+        with pytest.raises(AssertionError, match="the reference is zero but for"):
+            assert_bitwise("tensor", reference, reference)
+        with pytest.raises(AssertionError, match="the reference is zero but for"):
+            assert_close_to_reference("tensor", reference, reference.double(), reference, terms=1)
+
+
+def compare(error: float, stock_error: float, terms: int) -> None:
+    """Compares a result and stock's of the given relative errors."""
+    reference = dense_random(100).double()
+    result, stock = ((reference * (1 + e)).float() for e in (error, stock_error))
+    assert_close_to_reference("tensor", result, reference, stock, terms=terms)
+
+
+def test_an_error_may_be_twice_stocks_or_the_floor() -> None:
+    compare(error=1.9e-4, stock_error=1e-4, terms=1)
+    compare(error=0.9 * EPSILON * 10, stock_error=0.0, terms=100)
+    with pytest.raises(AssertionError, match="tensor: relative error 2.10e-04, bound 2.00e-04"):
+        compare(error=2.1e-4, stock_error=1e-4, terms=1)
+    with pytest.raises(AssertionError, match="floor for 100 terms 1.19e-06"):
+        compare(error=1.1 * EPSILON * 10, stock_error=0.0, terms=100)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_result_that_is_not_finite_fails(bad: float) -> None:
+    reference = dense_random(10).double()
+    result = reference.float()
+    result[3] = bad
+    with pytest.raises(AssertionError, match="1 of 10 elements are not finite"):
+        assert_close_to_reference("tensor", result, reference, reference.float(), terms=10)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "message"),
+    [
+        (torch.ones(3, 2), "a dense gradient"),
+        (torch.ones(3, 2).to_sparse(2), "2 sparse dimensions"),
+        (torch.sparse_coo_tensor([[2, 0]], torch.ones(2, 2), (3, 2)), "not sorted and unique"),
+        (torch.sparse_coo_tensor([[1, 1]], torch.ones(2, 2), (3, 2)), "not sorted and unique"),
+    ],
+    ids=["dense", "sparse_elements", "unsorted", "repeated"],
+)
+def test_a_gradient_that_is_not_compact_fails(gradient: Tensor, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        compact_rows("gradient", gradient)
+
+
+def test_rows_and_missing_gradients_are_compared() -> None:
+    bank = {"bank": dense_random(4, 3)}
+    cotangent = {"output": dense_random(3, seed=1)}
+
+    def read(row: int) -> dict[str, Tensor | None]:
+        return evaluate(lambda tensors: {"output": tensors["bank"][row]}, bank, cotangent)
+
+    expected = expect(lambda tensors: {"output": tensors["bank"][1]}, bank, cotangent)
+    results = read(1)
+    assert_as_close(results, expected, terms={"": 1})
+    dense = results["gradient of bank"]
+    assert dense is not None
+    results["gradient of bank"] = dense.to_sparse(1)
+    assert_as_close(results, expected, terms={"": 1})
+    other = read(2)["gradient of bank"]
+    assert other is not None
+    for wrong, message in (
+        (None, "gradient of bank: no gradient"),
+        (other.to_sparse(1), r"gradient of bank: rows \[2\], wanted \[1\]"),
+        (other, "gradient of bank: relative error"),
+    ):
+        results["gradient of bank"] = wrong
+        with pytest.raises(AssertionError, match=message):
+            assert_as_close(results, expected, terms={"": 1})
+
+
+def test_what_is_not_written_shows() -> None:
+    with poisoned_memory():
+        assert torch.empty(5).isnan().all()
+        assert torch.ones(3).new_empty(4, 2).isnan().all()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_case_says_how_to_repeat_it() -> None:
+    case = ConvCase("some_case", 3, 4, 5, 6, 3)
+    with pytest.raises(AssertionError) as raised, reproducible(case):
+        raise AssertionError("wrong")
+    command = "pytest tests/ops/test_gather_conv.py -k 'some_case'"
+    assert raised.value.__notes__ == [f"some_case\nto reproduce: {command}"]
+
+
+def test_names_of_cases_are_unique() -> None:
+    names = [case.name for case in network_cases()]
+    assert len(set(names)) == len(names) == 45
+
+
+def test_terms_and_shapes_of_a_case() -> None:
+    case = ConvCase("case", 3, 4, 5, 6, 3, stride=2, images=7, sets=9, rows=(8, 0, 8), shared=True)
+    assert case.input_shape == (1, 7, 3, 5, 6)
+    assert case.weight_shape == (9, 4, 3, 3, 3)
+    assert case.output_shape == (3, 7, 4, 3, 3)
+    assert case.terms == {
+        "output": 27,
+        "gradient of input": 4 * 9 * 3,
+        "gradient of weight": 7 * 9 * 2,
+    }
+    drawn = case.tensors(small_integers)
+    assert drawn["input"].movedim(-3, -1).is_contiguous()
+    assert {name: tuple(tensor.shape) for name, tensor in drawn.items()} == {
+        "input": case.input_shape,
+        "weight": case.weight_shape,
+        "rows": (3,),
+        "cotangent": case.output_shape,
+    }
+
+
+@pytest.mark.parametrize("error", [ValueError("other words"), RuntimeError("the words"), None])
+def test_only_the_error_that_is_wanted_is_refused(error: Exception | None) -> None:
+    with refused(ValueError, "the words"):
+        raise ValueError("op: the words")
+    with pytest.raises(AssertionError), refused(ValueError, "the words"):
+        if error is not None:
+            raise error
