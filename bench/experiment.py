@@ -129,11 +129,14 @@ def run_network(
     contestants = {name: build(name, network, device) for name in CONTESTANTS}
     used = _measure_memory(network, contestants, batches[0], description)
     spent = time.perf_counter() - start
+    rounds: int | Callable[[float], int]
     if steps is None:
+        left = SECONDS_PER_NETWORK - spent
         turn = spent / memory.steps_of_measure(every_choice(network))
-        count = architectures_within(SECONDS_PER_NETWORK - spent, turn)
+        count, rounds = architectures_within(left, turn), rounds_within(left)
     else:
         count = min(MAX_ARCHITECTURES, max(1, steps // MIN_ROUNDS))
+        rounds = max(MIN_ROUNDS, math.ceil(steps / count))
     generator = torch.Generator().manual_seed(SEED)
     architectures = space_of(network).sample(count, generator=generator)
     samples = interleave(
@@ -141,9 +144,7 @@ def run_network(
             _actions(contestants, batches[i], architecture)
             for i, architecture in enumerate(architectures)
         ],
-        rounds=rounds_within(SECONDS_PER_NETWORK - spent)
-        if steps is None
-        else max(MIN_ROUNDS, math.ceil(steps / count)),
+        rounds=rounds,
         device=device,
         description=description,
     )
