@@ -127,6 +127,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        # torch would take the gradient of what is computed below for zero.
+        raise RuntimeError("gather_conv: backward: wanted create_graph=False, got True")
     images, weight, rows = ctx.saved_tensors
     grad_images = grad_weight = None
     if ctx.needs_input_grad[0]:

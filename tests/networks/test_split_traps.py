@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from network_cases import (
-    ROWS,
     Network,
+    arch_of,
     build,
     busy_arch,
     every_network,
@@ -66,35 +66,36 @@ def test_a_loss_built_before_the_split_raises(
             assert bank.weight.grad is None, key
 
 
-def losses_by_bank(net: Network, decision: int, arch: Tensor) -> dict[str, Tensor]:
-    """For each bank of a decision that the architecture reads a loss that depends on it alone."""
-    losses = {}
-    for key, bank in net.banks().items():
-        if bank.decision == decision and row_read(net, bank, arch) is not None:
-            net.requires_grad_(False)
-            bank.requires_grad_()
-            losses[key] = loss_of(net, arch)
-    return losses
-
-
-@every_network
+@pytest.mark.parametrize(
+    ("name", "sample", "options"),
+    [
+        ("macro", ["12021201"], {}),
+        ("nb201", ["323232", "142314"], {"skip_projection": True}),
+    ],
+)
 @with_and_without_reserve
 @pytest.mark.parametrize("training", [True, False])
-def test_no_bank_takes_a_gradient_of_a_loss_built_before_its_split(
-    name: str, reserve: bool, training: bool
+def test_every_bank_is_saved_for_backward(
+    name: str, sample: list[str], options: dict[str, bool], reserve: bool, training: bool
 ) -> None:
-    """Each bank alone, so that none relies on another one's being saved for backward."""
-    net = build(name, reserve=reserve).train(training)
-    tried = set()
-    for decision, rows in enumerate(ROWS[name]):
-        losses = losses_by_bank(net, decision, busy_arch(name)) if rows > 1 else {}
-        net.split(decisions=[decision])
-        for key, loss in losses.items():
+    """One bank alone is laid out anew and asked for a gradient: no other one's check helps it."""
+    net = build(name, reserve=reserve, **options).train(training).requires_grad_(False)
+    refused = set()
+    for arch in map(arch_of, sample):
+        for key, bank in net.banks().items():
+            if row_read(net, bank, arch) is None:
+                continue
+            bank.requires_grad_()
+            loss = loss_of(net, arch)
+            bank.grow(torch.arange(bank.weight.shape[0]))
             with pytest.raises(RuntimeError, match=MODIFIED):
                 loss.backward()
-            assert net.banks()[key].weight.grad is None
-            tried.add(key.rpartition(".")[2])
-    assert tried == {"convolution"} | ({"scale", "shift"} if name == "macro" else set())
+            assert bank.weight.grad is None
+            bank.requires_grad_(False)
+            refused.add((bank.candidate, key.rpartition(".")[2]))
+    assert refused == {
+        (bank.candidate, key.rpartition(".")[2]) for key, bank in net.banks().items()
+    }
 
 
 @every_network

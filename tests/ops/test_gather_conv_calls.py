@@ -164,6 +164,13 @@ def test_a_loss_older_than_a_change_of_the_bank_is_refused(backend: Backend) -> 
         output.sum().backward()
 
 
+def test_a_gradient_of_a_gradient_is_refused() -> None:
+    weight = bank(2, 1).requires_grad_()
+    output = ops.gather_conv(dense_random(2, 6, 5, 5), weight, torch.tensor(1))
+    with refused(RuntimeError, "gather_conv: backward: wanted create_graph=False, got True"):
+        output.sum().backward(create_graph=True)
+
+
 @GROUPS
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("mean", [0.0, 30.0])
