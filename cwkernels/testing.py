@@ -341,6 +341,19 @@ def as_reference(function: Function) -> Function:
     return run
 
 
+def on_device(function: Function, device: torch.device) -> Function:
+    """The same function, computed on `device`: tensors of floats go there, the results back."""
+
+    def run(tensors: Tensors) -> Tensors:
+        moved = {
+            name: tensor.to(device) if tensor.is_floating_point() else tensor
+            for name, tensor in tensors.items()
+        }
+        return {name: result.cpu() for name, result in function(moved).items()}
+
+    return run
+
+
 Results = Mapping[str, Tensor | None]
 
 

@@ -15,7 +15,7 @@ from cwkernels.testing import cpu_isa, cpu_isas, poisoned_memory
 def _why_no_cuda(operation: str | None) -> str | None:
     """Why a test of `operation` cannot run on CUDA, or None."""
     if operation is None:
-        return "tests the CPU"
+        return "these tests run on the CPU only"
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"cwkernels::{operation}", "CUDA"):
         return f"{operation} has no CUDA kernel in this build"
     return None if torch.cuda.is_available() else "this machine has no CUDA device"
@@ -25,7 +25,8 @@ def _why_no_cuda(operation: str | None) -> str | None:
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """Runs a test once per CPU instruction set and once on CUDA.
 
-    A module whose tests can run on CUDA names its operation: ``OPERATION = "copy_rows"``.
+    A module whose tests move their tensors to the device names the operation that must have a
+    kernel there: ``OPERATION = "copy_rows"``. The others are skipped on CUDA.
     """
     name: str = request.param
     if name == "cuda":

@@ -29,7 +29,6 @@ from cwkernels.testing import (
     statistics_of,
 )
 
-OPERATION = "conv_norm"
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 

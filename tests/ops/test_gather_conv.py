@@ -26,6 +26,7 @@ from cwkernels.testing import (
     evaluate,
     expect,
     network_cases,
+    on_device,
     reproducible,
     small_integers,
 )
@@ -137,10 +138,14 @@ def integer_expected(case: ConvCase) -> Expected:
 
 
 def assert_exact(
-    case: ConvCase, inputs: Tensors, cotangents: Tensors, dtype: torch.dtype = torch.float32
+    case: ConvCase,
+    device: torch.device,
+    inputs: Tensors,
+    cotangents: Tensors,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """All results of small integers, bit for bit."""
-    results = evaluate(run(case), cast(inputs, dtype), cotangents)
+    results = evaluate(on_device(run(case), device), cast(inputs, dtype), cotangents)
     for name, expected in integer_expected(case).reference.items():
         result = results[name]
         assert result is not None
@@ -159,14 +164,14 @@ def assert_exact(
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_small_integers_are_exact(case: ConvCase, dtype: torch.dtype, device: torch.device) -> None:
     with reproducible(case):
-        assert_exact(case, *integer_inputs(case), dtype)
+        assert_exact(case, device, *integer_inputs(case), dtype)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("mean", [0.0, 30.0])
 def test_error_is_that_of_stock_torch(case: ConvCase, mean: float, device: torch.device) -> None:
     with reproducible(case):
-        results = evaluate(run(case), *random_inputs(case, mean))
+        results = evaluate(on_device(run(case), device), *random_inputs(case, mean))
         assert_as_close(
             results,
             random_expected(case, mean),
@@ -178,7 +183,7 @@ def test_error_is_that_of_stock_torch(case: ConvCase, mean: float, device: torch
 def test_threads_may_be_of_any_number(device: torch.device, threads: int) -> None:
     for case in (CASES[1], *ODD_CASES[-4:], *LAYOUT_CASES):
         with reproducible(case):
-            assert_exact(case, *integer_inputs(case))
+            assert_exact(case, device, *integer_inputs(case))
 
 
 @settings(
@@ -209,7 +214,7 @@ def test_any_shape(device: torch.device, data: st.DataObject) -> None:
         rows=tuple(draw(0, sets - 1) for _ in range(architectures)),
         shared=data.draw(st.booleans()),
     )
-    assert_exact(case, *integer_inputs(case), data.draw(st.sampled_from(DTYPES)))
+    assert_exact(case, device, *integer_inputs(case), data.draw(st.sampled_from(DTYPES)))
 
 
 def surround(tensor: Tensor, dims: dict[int, int]) -> Tensor:
@@ -252,7 +257,7 @@ def test_any_layout(
     inputs, cotangents = integer_inputs(case)
     strided = {"output": layout(cotangents["output"])}
     with reproducible(case):
-        assert_exact(case, {**inputs, "input": layout(inputs["input"])}, strided)
+        assert_exact(case, device, {**inputs, "input": layout(inputs["input"])}, strided)
 
 
 def test_a_slice_of_a_bank(device: torch.device) -> None:
@@ -261,7 +266,7 @@ def test_a_slice_of_a_bank(device: torch.device) -> None:
     weight = inputs["weight"]
     larger = torch.full((weight.shape[0] + 2, *weight.shape[1:]), torch.nan)
     larger[1:-1] = weight
-    assert_exact(case, {**inputs, "weight": larger[1:-1]}, cotangents)
+    assert_exact(case, device, {**inputs, "weight": larger[1:-1]}, cotangents)
 
 
 @pytest.mark.parametrize("depthwise", [False, True])
@@ -272,7 +277,7 @@ def test_expanded_images_and_gradients(depthwise: bool, device: torch.device) ->
     gradient = cotangents["output"][:1, :1, :, :1, :1]
     expanded = {**inputs, "input": image.expand(2, 4, -1, -1, -1)}
     stretched = {"output": gradient.expand(2, 4, -1, 5, 6)}
-    results = evaluate(run(case), expanded, stretched)
+    results = evaluate(on_device(run(case), device), expanded, stretched)
     for name, expected in expect(stock(case), expanded, stretched).reference.items():
         result = results[name]
         assert result is not None
@@ -288,9 +293,10 @@ def test_one_architecture_has_no_dimension(stride: int, device: torch.device) ->
     case = ConvCase("one", 5, 6, 7, 9, 3, stride=stride, sets=3, rows=(2,))
     tensors, _ = integer_inputs(case)
     images, weight = tensors["input"][0], tensors["weight"]
-    output = ops.gather_conv(images, weight, torch.tensor(2), stride=stride)
     expected = F.conv2d(images, weight[2], stride=stride, padding=1)
-    assert_bitwise("output", output, expected)
+    images, weight = images.to(device), weight.to(device)
+    output = ops.gather_conv(images, weight, torch.tensor(2), stride=stride)
+    assert_bitwise("output", output.cpu(), expected)
     assert output.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -303,7 +309,7 @@ def test_no_images(kernel_size: int, depthwise: bool, device: torch.device) -> N
         "rows": torch.tensor([2, 0]),
     }
     case = ConvCase("none", 4, 4, 5, 6, kernel_size, depthwise=depthwise, images=0)
-    results = evaluate(run(case), inputs, {"output": torch.zeros(2, 0, 4, 5, 6)})
+    results = evaluate(on_device(run(case), device), inputs, {"output": torch.zeros(2, 0, 4, 5, 6)})
     output, input_gradient, weight_gradient = results.values()
     assert output is not None
     assert input_gradient is not None
@@ -321,7 +327,7 @@ def test_no_architectures(device: torch.device) -> None:
         "rows": torch.tensor([], dtype=torch.int64),
     }
     case = ConvCase("none", 4, 7, 5, 6, 3)
-    results = evaluate(run(case), inputs, {"output": torch.zeros(0, 2, 7, 5, 6)})
+    results = evaluate(on_device(run(case), device), inputs, {"output": torch.zeros(0, 2, 7, 5, 6)})
     output, input_gradient, weight_gradient = results.values()
     assert output is not None
     assert input_gradient is not None

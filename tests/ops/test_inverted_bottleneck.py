@@ -22,7 +22,6 @@ from cwkernels.testing import (
     small_integers,
 )
 
-OPERATION = "inverted_bottleneck"
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 LAYERS = {

@@ -30,7 +30,6 @@ from cwkernels.testing import (
     small_integers,
 )
 
-OPERATION = "nb201_cell"
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 # Few of the six edges may be convolutions.

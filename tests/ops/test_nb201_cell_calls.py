@@ -20,7 +20,6 @@ from cwkernels.testing import (
     refused,
 )
 
-OPERATION = "nb201_cell"
 BACKENDS = pytest.mark.parametrize("backend", ["kernels", "reference"])
 EVERYTHING = HAND_PICKED["everything"]
 TERMS = {"": 5 * 3 * 6 * 7}

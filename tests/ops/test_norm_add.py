@@ -29,7 +29,6 @@ from cwkernels.testing import (
     statistics_of,
 )
 
-OPERATION = "norm_add"
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
