@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints a line at a time, and writes JSON if asked for."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.kernels")
     parser.add_argument("--batch", type=int, default=64, help="images a batch (64)")
-    parser.add_argument("--rounds", type=int, default=10, help="timed rounds (10)")
+    parser.add_argument("--rounds", type=int, default=20, help="timed rounds (20)")
     parser.add_argument("--only", default="", help="shapes whose name contains this")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args(arguments)
