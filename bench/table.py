@@ -139,9 +139,10 @@ def _aligned(values: Sequence[str]) -> str:
 
 
 def _network_basis(network: str, result: NetworkResult) -> list[str]:
+    cases, rounds = result.samples.num_cases, result.samples.num_rounds
     lines = [
         f"{_title(network)}: {result.num_steps} timed steps of each contestant, "
-        f"{result.samples.num_cases} architectures × {result.samples.num_rounds} rounds"
+        f"{cases} architecture{'s' * (cases != 1)} × {rounds} round{'s' * (rounds != 1)}"
     ]
     for group, name in GROUPS.items():
         before, after = result.step_seconds(group), result.step_seconds(f"{group}_split")

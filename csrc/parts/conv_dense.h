@@ -12,24 +12,65 @@ constexpr int kBlockPixels = kVectorRegisters == 32 ? 8 : 6;
 constexpr int kPanelVectors = 2;
 static_assert(kBlockPixels * kPanelVectors + kPanelVectors + 1 <= kVectorRegisters);
 
+// Rows of three taps keep three weight vectors a panel vector beside the accumulators.
+constexpr int kRowTaps = 3;
+template <int V, int G>
+constexpr bool kRowBlockFits = G * kBlockPixels * V + kRowTaps * V + 1 <= kVectorRegisters;
+
 template <class T>
 constexpr int64_t kPanelWidth = kPanelVectors * kLanes<T>;
 
-// acc[g][i][v] = sum over runs and their channels of pixel[i][g * group + ...] * panel[...]
+// The rows of taps of a plane, each one run of source channels at an offset from a pixel's own.
+struct TapRows {
+  int64_t count, taps, channels;
+  int64_t offsets[7];
+};
+
+// acc[g][i][v] = sum over rows of taps and their channels of pixel[i][g * group + ...] * panel[...]
 template <class T, int V, int G>
 CWK_INLINE void dense_block(const T* const (&pixel)[kBlockPixels], int64_t group,
-                            const int64_t* run_offsets, int64_t runs, int64_t run, const T* panel,
+                            const TapRows& rows, const T* panel,
                             Vector<T> (&acc)[G][kBlockPixels][V]) {
-  for (int64_t r = 0; r < runs; ++r) {
+  for (int64_t r = 0; r < rows.count; ++r) {
     const T* at[kBlockPixels];
-    unroll<kBlockPixels>([&](auto i) { at[i] = pixel[i] + run_offsets[r]; });
-    for (int64_t c = 0; c < run; ++c, panel += V * kLanes<T>) {
+    unroll<kBlockPixels>([&](auto i) { at[i] = pixel[i] + rows.offsets[r]; });
+    for (int64_t c = 0; c < rows.taps * rows.channels; ++c, panel += V * kLanes<T>) {
       Vector<T> weight[V];
       unroll<V>([&](auto v) { weight[v] = load(panel + v * kLanes<T>); });
       unroll<G>([&](auto g) {
         unroll<kBlockPixels>([&](auto i) {
           const Vector<T> value = broadcast(at[i][c + g * group]);
           unroll<V>([&](auto v) { acc[g][i][v] += value * weight[v]; });
+        });
+      });
+    }
+  }
+}
+
+// The same for pixels side by side under rows of three taps: a source value is broadcast once for
+// the three target pixels that see it. With V = 1 that is 3 + 10 loads for 24 FMAs, where a
+// broadcast for each FMA is bound by the two loads a cycle.
+template <class T, int V, int G>
+CWK_INLINE void dense_row_block(const T* pixel, int64_t group, const TapRows& rows,
+                                const T* panel, Vector<T> (&acc)[G][kBlockPixels][V]) {
+  const int64_t channels = rows.channels;
+  for (int64_t r = 0; r < rows.count; ++r, panel += kRowTaps * channels * V * kLanes<T>) {
+    const T* at = pixel + rows.offsets[r];
+    for (int64_t c = 0; c < channels; ++c) {
+      Vector<T> weight[kRowTaps][V];
+      unroll<kRowTaps>([&](auto k) {
+        unroll<V>([&](auto v) {
+          weight[k][v] = load(panel + ((k * channels + c) * V + v) * kLanes<T>);
+        });
+      });
+      unroll<G>([&](auto g) {
+        unroll<kBlockPixels + kRowTaps - 1>([&](auto x) {
+          const Vector<T> value = broadcast(at[c + g * group + x * channels]);
+          unroll<kRowTaps>([&](auto k) {
+            if constexpr (x - k >= 0 && x - k < kBlockPixels) {
+              unroll<V>([&](auto v) { acc[g][x - k][v] += value * weight[k][v]; });
+            }
+          });
         });
       });
     }
@@ -51,44 +92,67 @@ CWK_INLINE void store_pixel(T* target, Vector<T> (&acc)[V], int64_t channels, bo
   });
 }
 
+// Whether `count` pixels from `begin` on lie `step` elements apart.
+CWK_INLINE bool side_by_side(const PixelList& list, int64_t begin, int64_t count, int64_t step) {
+  if (begin + count > list.count) return false;
+  for (int64_t i = 1; i < count; ++i) {
+    if (list.source[begin + i] - list.source[begin] != i * step) return false;
+  }
+  return true;
+}
+
+// G whole groups of pixels, where the pixels of the later ones lie like those of the first: `false`
+// and nothing done where they do not.
+template <class T, int V, int G, class Finish>
+CWK_INLINE bool dense_groups(const PixelList& list, int64_t begin, const T* source,
+                             const TapRows& rows, const T* panel, const Finish& finish) {
+  if (begin + G * kBlockPixels > list.count) return false;
+  const int64_t* at = list.source + begin;
+  bool alike = true, side_by_side = rows.taps == kRowTaps && kRowBlockFits<V, G>;
+  for (int64_t i = 1; i < kBlockPixels; ++i) {
+    side_by_side &= at[i] - at[i - 1] == rows.channels;
+    if constexpr (G == 2) alike &= at[kBlockPixels + i] - at[i] == at[kBlockPixels] - at[0];
+  }
+  if (!alike) return false;
+  const int64_t group = G == 2 ? at[kBlockPixels] - at[0] : 0;
+  Vector<T> acc[G][kBlockPixels][V] = {};
+  if (side_by_side) {
+    dense_row_block<T, V, G>(source + at[0], group, rows, panel, acc);
+  } else {
+    const T* pixel[kBlockPixels];
+    unroll<kBlockPixels>([&](auto i) { pixel[i] = source + at[i]; });
+    dense_block<T, V, G>(pixel, group, rows, panel, acc);
+  }
+  unroll<G>([&](auto g) { finish(acc[g], begin + g * kBlockPixels); });
+  return true;
+}
+
 // One band and one panel. `channels` of the panel are real, the rest are padding.
 template <class T, int V, int G>
-CWK_INLINE void dense_band(const PixelList& list, const T* source, T* target,
-                           const int64_t* run_offsets, int64_t runs, int64_t run, const T* panel,
-                           int64_t channels, bool accumulate) {
-  int64_t step = G * kBlockPixels;
-  for (int64_t begin = 0; begin < list.count; begin += step) {
+CWK_INLINE void dense_band(const PixelList& list, const T* source, T* target, const TapRows& rows,
+                           const T* panel, int64_t channels, bool accumulate) {
+  const auto finish = [&](auto& acc, int64_t first) {
+    unroll<kBlockPixels>([&](auto i) {
+      if (first + i < list.count) {
+        store_pixel<T, V>(target + list.target[first + i], acc[i], channels, accumulate);
+      }
+    });
+  };
+  int64_t begin = 0;
+  while (begin < list.count) {
+    if (dense_groups<T, V, G>(list, begin, source, rows, panel, finish)) {
+      begin += G * kBlockPixels;
+      continue;
+    }
     // Past the band's end the last pixel is computed again and not stored.
     const T* pixel[kBlockPixels];
     unroll<kBlockPixels>([&](auto i) {
       pixel[i] = source + list.source[min(begin + i, list.count - 1)];
     });
-    const auto finish = [&](auto& acc, int64_t first) {
-      unroll<kBlockPixels>([&](auto i) {
-        if (first + i < list.count) {
-          store_pixel<T, V>(target + list.target[first + i], acc[i], channels, accumulate);
-        }
-      });
-    };
-    // Two groups of pixels share their pointers where the second lies at one offset of the first.
-    if constexpr (G == 2) {
-      bool same = begin + 2 * kBlockPixels <= list.count;
-      const int64_t group = same ? list.source[begin + kBlockPixels] - list.source[begin] : 0;
-      for (int i = 1; same && i < kBlockPixels; ++i) {
-        same = list.source[begin + kBlockPixels + i] - list.source[begin + i] == group;
-      }
-      step = same ? 2 * kBlockPixels : kBlockPixels;
-      if (same) {
-        Vector<T> acc[2][kBlockPixels][V] = {};
-        dense_block<T, V, 2>(pixel, group, run_offsets, runs, run, panel, acc);
-        finish(acc[0], begin);
-        finish(acc[1], begin + kBlockPixels);
-        continue;
-      }
-    }
     Vector<T> acc[1][kBlockPixels][V] = {};
-    dense_block<T, V, 1>(pixel, 0, run_offsets, runs, run, panel, acc);
+    dense_block<T, V, 1>(pixel, 0, rows, panel, acc);
     finish(acc[0], begin);
+    begin += kBlockPixels;
   }
 }
 
@@ -210,25 +274,23 @@ class DenseConvolution {
     }
   }
 
-  void convolve(int64_t a, int plane_index, const PixelList& list, const T* from, T* to,
+  CWK_FLATTEN void convolve(int64_t a, int plane_index, const PixelList& list, const T* from, T* to,
                 bool accumulate) const {
     const Plane& plane = plan_.planes[plane_index];
-    int64_t offsets[7];
-    for (int64_t r = 0; r < plane.tap_rows; ++r) {
-      offsets[r] =
-          tap_row_offset(plane, bands_[plane_index], plan_.source, plan_.source.channels, r);
+    TapRows rows{plane.tap_rows, plane.tap_columns, plan_.source.channels, {}};
+    for (int64_t r = 0; r < rows.count; ++r) {
+      rows.offsets[r] =
+          tap_row_offset(plane, bands_[plane_index], plan_.source, rows.channels, r);
     }
-    const int64_t run = plane.tap_columns * plan_.source.channels;
     for (int64_t panel = 0; panel < panels_; ++panel) {
       const int64_t first = panel * kPanelWidth<T>;
       const int64_t channels = min(plan_.target.channels - first, kPanelWidth<T>);
       const T* weights = packed(a, plane_index, panel);
       if (width(panel) == kPanelWidth<T>) {
-        dense_band<T, kPanelVectors, 1>(list, from, to + first, offsets, plane.tap_rows, run,
-                                        weights, channels, accumulate);
+        dense_band<T, kPanelVectors, 1>(list, from, to + first, rows, weights, channels,
+                                        accumulate);
       } else {
-        dense_band<T, 1, 2>(list, from, to + first, offsets, plane.tap_rows, run, weights, channels,
-                            accumulate);
+        dense_band<T, 1, 2>(list, from, to + first, rows, weights, channels, accumulate);
       }
     }
   }

@@ -9,6 +9,9 @@
 #endif
 
 #define CWK_INLINE inline __attribute__((always_inline))
+// For the function that holds a kernel's loops: inlines all that is called in it, lambdas too.
+// Without it the compiler calls the long ones, with the accumulators in memory.
+#define CWK_FLATTEN __attribute__((flatten))
 
 namespace cwkernels::CWK_ISA {
 

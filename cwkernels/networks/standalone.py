@@ -40,7 +40,8 @@ class Cell(nn.Module):
             source, target = name.split("_")
             value = module(nodes[source])
             nodes[target] = nodes[target] + value if target in nodes else value
-        return nodes["3"] if "3" in nodes else torch.zeros_like(input)
+        # Zero that still has a gradient, zero too.
+        return nodes["3"] if "3" in nodes else input * 0
 
 
 class Reduction(nn.Module):

@@ -7,6 +7,17 @@ import torch
 from torch import Tensor
 
 
+def check_rows(operation: str, rows: Tensor, num_rows: int) -> list[int]:
+    """The rows as integers, refused as the kernels refuse them: Python would wrap -1 around."""
+    values: list[int] = rows.tolist()
+    for i, row in enumerate(values):
+        if not 0 <= row < num_rows:
+            raise RuntimeError(
+                f"{operation}: rows[{i}]: wanted a row in [0, {num_rows}), got {row}"
+            )
+    return values
+
+
 def sum_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Sums `values` [M, ...] of equal `rows` [M], in order: sorted unique rows and their sums."""
     unique, place = torch.unique(rows, return_inverse=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cwkernels.ops import _library  # noqa: F401
-from cwkernels.ops._compact import bank_gradient, select_row, sum_rows
+from cwkernels.ops._compact import bank_gradient, check_rows, select_row, sum_rows
 from cwkernels.ops.backend import current_backend
 
 
@@ -39,7 +39,8 @@ def reference(bank: Tensor, rows: Tensor, *, dense_grad: bool = False) -> Tensor
     """The same in plain torch."""
     if not rows.numel():
         return bank[rows]
-    return torch.stack([select_row(bank, row, dense_grad) for row in rows.tolist()])
+    selected = check_rows("copy_rows", rows, bank.shape[0])
+    return torch.stack([select_row(bank, row, dense_grad) for row in selected])
 
 
 @torch.library.register_fake("cwkernels::copy_rows")

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cwkernels.ops import _library  # noqa: F401
-from cwkernels.ops._compact import bank_gradient, select_row
+from cwkernels.ops._compact import bank_gradient, check_rows, select_row
 from cwkernels.ops.backend import current_backend
 
 
@@ -74,7 +74,7 @@ def reference(
             padding=weight.shape[-1] // 2,
             groups=groups,
         )
-        for a, row in enumerate(rows.tolist())
+        for a, row in enumerate(check_rows("gather_conv", rows, weight.shape[0]))
     ]
     return torch.stack(outputs) if outputs else _empty_output(images, weight, rows, stride)
 

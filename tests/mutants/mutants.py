@@ -106,6 +106,20 @@ NATIVE = (
         _EXACT,
     ),
     Mutant(
+        "a tap of a row that takes its neighbour's weights",
+        _DENSE,
+        "weight[k][v] = load(panel + ((k * channels + c)",
+        "weight[k][v] = load(panel + (((MUTANT ? 0 : int{k}) * channels + c)",
+        _EXACT,
+    ),
+    Mutant(
+        "the last pixels of a row forgotten",
+        _DENSE_WEIGHT,
+        "x < count + 2; ++x) edge(x);",
+        "x < count + 2 - MUTANT; ++x) edge(x);",
+        _EXACT,
+    ),
+    Mutant(
         "stride ignored",
         _PLAN,
         "plane.source_step = p.stride;",

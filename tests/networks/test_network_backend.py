@@ -9,6 +9,7 @@ from network_cases import (
     every_network,
     gradients,
     images_for,
+    one_thread,  # noqa: F401
     snapshot,
 )
 from torch import Tensor

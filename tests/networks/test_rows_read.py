@@ -13,6 +13,7 @@ from network_cases import (
     changed_rows,
     every_network,
     images_for,
+    one_thread,  # noqa: F401
     row_read,
     snapshot,
     statistics_of,

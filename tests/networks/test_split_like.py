@@ -15,6 +15,7 @@ from network_cases import (
     images_for,
     logits_in_evaluation,
     logits_in_training,
+    one_thread,  # noqa: F401
     randomize,
     snapshot,
     with_and_without_reserve,

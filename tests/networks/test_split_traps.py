@@ -15,6 +15,7 @@ from network_cases import (
     every_network,
     gradients,
     images_for,
+    one_thread,  # noqa: F401
     randomize,
     row_read,
     with_and_without_reserve,
@@ -141,9 +142,12 @@ def test_a_stock_optimizer_with_state_is_refused_after_the_split(
     step(net, optimizer, busy_arch(name))
     net.split(decisions=[2])
     before = [parameter.detach().clone() for parameter in net.parameters()]
+    messages = set()
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=f"^{type(optimizer).__name__}{REFUSED}"):
+        with pytest.raises(RuntimeError, match=f"^{type(optimizer).__name__}{REFUSED}") as refused:
             step(net, optimizer, busy_arch(name))
+        messages.add(str(refused.value))
+    assert len(messages) == 1
     for parameter, value in zip(net.parameters(), before, strict=True):
         assert torch.equal(parameter, value)
 
@@ -170,6 +174,19 @@ def test_a_second_split_is_seen_too(name: str) -> None:
     step(net, optimizer, busy_arch(name))
     net.split(decisions=[4])
     with pytest.raises(RuntimeError, match=f"^Adam{REFUSED}"):
+        step(net, optimizer, busy_arch(name))
+
+
+@every_network
+def test_other_rows_that_were_loaded_are_seen_too(name: str) -> None:
+    net, other = build(name, dense_grad=True), build(name)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    step(net, optimizer, busy_arch(name))
+    net.load_state_dict(other.state_dict())
+    step(net, optimizer, busy_arch(name))
+    other.split()
+    net.load_state_dict(other.state_dict())
+    with pytest.raises(RuntimeError, match=f"^SGD{REFUSED}"):
         step(net, optimizer, busy_arch(name))
 
 

@@ -196,3 +196,19 @@ def test_every_operation_has_a_reference(operation: Callable[[], object]) -> Non
     for backend, kernels in ((nullcontext(), True), (cw.backend("reference"), False)):
         with backend:
             assert runs_kernels(operation) == kernels
+
+
+@pytest.mark.parametrize("row", [-1, 2])
+def test_the_references_refuse_the_rows_that_the_kernels_refuse(row: int) -> None:
+    images, bank, rows = (
+        dense_random(2, 3, 4, 4),
+        dense_random(2, 4, 3, 3, 3),
+        torch.tensor([0, row]),
+    )
+    message = f"rows[1]: wanted a row in [0, 2), got {row}"
+    for backend in ("kernels", "reference"):
+        with cw.backend(backend):
+            with refused(RuntimeError, f"gather_conv: {message}"):
+                ops.gather_conv(images, bank, rows)
+            with refused(RuntimeError, f"copy_rows: {message}"):
+                ops.copy_rows(bank, rows)

@@ -274,6 +274,29 @@ def test_its_state_goes_into_a_fresh_network_and_optimizer(split: bool) -> None:
         assert torch.equal(fresh.state_dict()[name], tensor), name
 
 
+def test_a_loaded_state_belongs_to_the_rows_as_they_are_now() -> None:
+    """However often the rows were laid out anew before, here and where the state was saved."""
+    net, fresh = Toy(rows=3), Toy(rows=3, capacity=1)
+    optimizer = optimizer_of(net)
+    for bank, _ in banks_of(net):
+        bank.grow(torch.tensor([0, 1, 2, 0]))
+        bank.grow(torch.tensor([3, 1, 2, 0, 1]))
+    backward(net, [0, 4], 0)
+    optimizer.step()
+    fresh.load_state_dict(net.state_dict())
+    resumed = optimizer_of(fresh)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for module, its_optimizer in ((net, optimizer), (fresh, resumed)):
+        for bank, _ in banks_of(module):
+            bank.grow(torch.tensor([4, 3, 2, 1, 0, 0]))
+        its_optimizer.zero_grad()
+        backward(module, [5, 0], 1)
+        its_optimizer.step()
+    for (bank, _), (twin, _) in zip(banks_of(net), banks_of(fresh), strict=True):
+        assert torch.equal(bank.weight, twin.weight)
+        assert torch.equal(momentum_of(optimizer, bank), momentum_of(resumed, twin))
+
+
 def test_the_state_of_other_rows_is_refused() -> None:
     net, other = Toy(rows=3), Toy(rows=4)
     optimizer = optimizer_of(net)
