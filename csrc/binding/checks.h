@@ -18,7 +18,7 @@ inline std::string describe(const Tensor& tensor) {
   return text + "]";
 }
 
-#define CWK_CHECK(condition, operation, argument, wanted, got)                              \
+#define CWK_CHECK(condition, operation, argument, wanted, got) \
   STD_TORCH_CHECK(condition, operation, ": ", argument, ": wanted ", wanted, ", got ", got)
 
 // The dtype's own name: headeronly has toString, but not in every supported release.
@@ -45,8 +45,8 @@ inline void check_same_device(const char* operation, const char* argument, const
 
 // An int64 vector of rows, each in [0, num_rows): checked here for the CPU, where it can be read.
 inline void check_rows(const char* operation, const Tensor& rows, int64_t num_rows) {
-  CWK_CHECK(rows.dim() == 1 && rows.scalar_type() == torch::headeronly::ScalarType::Long,
-            operation, "rows", "int64 [A]", dtype_name(rows) + (" " + describe(rows)));
+  CWK_CHECK(rows.dim() == 1 && rows.scalar_type() == torch::headeronly::ScalarType::Long, operation,
+            "rows", "int64 [A]", dtype_name(rows) + (" " + describe(rows)));
   if (!rows.is_cpu()) return;
   CWK_CHECK(rows.is_contiguous(), operation, "rows", "a contiguous tensor", "a strided one");
   const int64_t* values = static_cast<const int64_t*>(rows.const_data_ptr());

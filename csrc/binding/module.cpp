@@ -38,8 +38,8 @@ Isa parse_isa(const char* source, const std::string& name) {
   for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
     if (supported(isa) && name == kIsaNames[int(isa)]) return isa;
   }
-  STD_TORCH_CHECK(false, source, ": wanted one of ", supported_names(), " (what this machine runs), ",
-                  "got '", name, "'");
+  STD_TORCH_CHECK(false, source, ": wanted one of ", supported_names(),
+                  " (what this machine runs), ", "got '", name, "'");
   return Isa::baseline;
 }
 

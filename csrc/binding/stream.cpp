@@ -13,8 +13,8 @@ void* current_stream(int32_t device_index) {
   using NativeHandle = AOTITorchError (*)(StreamHandle, void**);
   using CurrentCudaStream = AOTITorchError (*)(int32_t, void**);
   void* stream = nullptr;
-  if (auto native = reinterpret_cast<NativeHandle>(
-          dlsym(RTLD_DEFAULT, "torch_stream_native_handle"))) {
+  if (auto native =
+          reinterpret_cast<NativeHandle>(dlsym(RTLD_DEFAULT, "torch_stream_native_handle"))) {
     StreamHandle handle = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_stream(device_index, &handle));
     const torch::stable::accelerator::Stream owner(handle);

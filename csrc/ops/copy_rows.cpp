@@ -24,9 +24,9 @@ CopyRowsParams prepare(const Tensor& bank, const Tensor& rows, Tensor& output) {
   params.rows = static_cast<const int64_t*>(rows.const_data_ptr());
   params.output = output.mutable_data_ptr();
   params.num_rows = rows.numel();
-  params.row_bytes = bank.size(0) == 0 ? 0
-                                       : bank.numel() / bank.size(0) *
-                                             static_cast<int64_t>(bank.element_size());
+  params.row_bytes = bank.size(0) == 0
+                         ? 0
+                         : bank.numel() / bank.size(0) * static_cast<int64_t>(bank.element_size());
   return params;
 }
 

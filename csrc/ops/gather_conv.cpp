@@ -104,9 +104,8 @@ GatherConvParams prepare(const Convolution& conv, ConvPass pass, const Tensor& i
 void run(GatherConvParams& params, const Tensor& like) {
   const Isa isa = cpu_isa();
   const int64_t bytes = CWK_CALL_CPU(isa, gather_conv_workspace, params);
-  const Tensor workspace =
-      torch::stable::empty(std::vector<int64_t>{bytes + 64}, ScalarType::Byte, std::nullopt,
-                           like.device());
+  const Tensor workspace = torch::stable::empty(std::vector<int64_t>{bytes + 64}, ScalarType::Byte,
+                                                std::nullopt, like.device());
   const auto address = reinterpret_cast<uintptr_t>(workspace.mutable_data_ptr());
   params.workspace = reinterpret_cast<void*>((address + 63) / 64 * 64);
   CWK_CALL_CPU(isa, gather_conv, params);
@@ -122,9 +121,9 @@ Tensor forward(const Tensor& images, const Tensor& weight, const Tensor& rows, i
             std::to_string(weight.size(2) * groups) + " channels", channels);
   check_shape(conv, groups, channels, weight.size(1));
   const Tensor input = channels_dense(images);
-  Tensor output = new_channels_last(input, conv.architectures, input.size(1), weight.size(1),
-                                    output_size(input.size(3), stride),
-                                    output_size(input.size(4), stride));
+  Tensor output =
+      new_channels_last(input, conv.architectures, input.size(1), weight.size(1),
+                        output_size(input.size(3), stride), output_size(input.size(4), stride));
   GatherConvParams params = prepare(conv, ConvPass::forward, input, output);
   params.weight = weight.const_data_ptr();
   params.rows = static_cast<const int64_t*>(rows.const_data_ptr());
@@ -136,10 +135,9 @@ Tensor backward_input(const Tensor& grad, const Tensor& weight, const Tensor& ro
                       std::vector<int64_t> input_shape, int64_t stride, int64_t groups) {
   const char* name = "gather_conv_backward_input";
   const Convolution conv = check_weight(name, grad, weight, rows, stride, groups);
-  CWK_CHECK(input_shape.size() == 5 && input_shape[2] > 0 && input_shape[3] > 0 &&
-                input_shape[4] > 0,
-            name, "input_shape", "5 sizes, at least one channel and one pixel",
-            input_shape.size());
+  CWK_CHECK(
+      input_shape.size() == 5 && input_shape[2] > 0 && input_shape[3] > 0 && input_shape[4] > 0,
+      name, "input_shape", "5 sizes, at least one channel and one pixel", input_shape.size());
   CWK_CHECK(grad.size(0) == conv.architectures && grad.size(1) == input_shape[1] &&
                 grad.size(2) == weight.size(1) &&
                 grad.size(3) == output_size(input_shape[3], stride) &&

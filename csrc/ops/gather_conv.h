@@ -29,10 +29,10 @@ struct GatherConvParams {
   // forward reads input and weight and writes output. backward_input reads output (the gradient of
   // it) and weight and writes input (the gradient of it; summed over the architectures in order if
   // they share images). backward_weight reads input and output and writes weight_grad.
-  void* input;        // [A or 1, N, H, W, C]
-  const void* weight; // [S, K, C or 1, R, R] contiguous
-  void* output;       // [A, N, H', W', K]
-  void* weight_grad;  // [U, K, C or 1, R, R] contiguous
+  void* input;           // [A or 1, N, H, W, C]
+  const void* weight;    // [S, K, C or 1, R, R] contiguous
+  void* output;          // [A, N, H', W', K]
+  void* weight_grad;     // [U, K, C or 1, R, R] contiguous
   const int64_t* rows;   // [A], forward and backward_input: the row in `weight`
   const int64_t* slots;  // [A], backward_weight: the row in `weight_grad`, in [0, U)
   PixelStrides input_strides;

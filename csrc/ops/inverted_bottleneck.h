@@ -10,16 +10,18 @@
 // and H' x W' output pixels, S rows in a bank. Images are channels-last; strides are in elements.
 namespace cwkernels {
 
-constexpr int kBottleneckConvolutions = 7;  // 3 of k3 e3, 3 of k5 e6, a strided identity's projection
+// 3 of k3 e3, 3 of k5 e6, a strided identity's projection.
+constexpr int kBottleneckConvolutions = 7;
 
 enum class BottleneckCode : int64_t { identity, k3_e3, k5_e6 };
 
 struct InvertedBottleneckParams {
   const void* input;         // [A or 1, N, H, W, C]
   const int64_t* selection;  // [A, 2]: operation code and row
-  const void* weights[kBottleneckConvolutions];  // [S, E, C, 1, 1], [S, E, 1, R, R], [S, K, E, 1, 1]
-  const void* scales[kBottleneckConvolutions];   // [S, channels]
-  const void* shifts[kBottleneckConvolutions];   // [S, channels]
+  // [S, E, C, 1, 1], [S, E, 1, R, R], [S, K, E, 1, 1]
+  const void* weights[kBottleneckConvolutions];
+  const void* scales[kBottleneckConvolutions];        // [S, channels]
+  const void* shifts[kBottleneckConvolutions];        // [S, channels]
   const void* running_mean[kBottleneckConvolutions];  // [S, channels], read in evaluation
   const void* running_var[kBottleneckConvolutions];   // [S, channels], read in evaluation
 
@@ -30,8 +32,8 @@ struct InvertedBottleneckParams {
   void* projected;   // per architecture [N, H', W', K] raw, kept for backward
 
   // backward
-  const void* grad_output;  // [A, N, H', W', K]
-  void* grad_input;         // [A or 1, N, H, W, C]
+  const void* grad_output;                      // [A, N, H', W', K]
+  void* grad_input;                             // [A or 1, N, H, W, C]
   void* grad_weights[kBottleneckConvolutions];  // [U, ...], one per distinct row
   void* grad_scales[kBottleneckConvolutions];   // [U, channels]
   void* grad_shifts[kBottleneckConvolutions];   // [U, channels]

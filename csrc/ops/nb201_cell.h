@@ -5,8 +5,8 @@
 
 // nb201_cell: four nodes, six edges 0-1, 0-2, 1-2, 0-3, 1-3, 2-3; a node is the sum of its edges.
 // Until a kernel fulfils this contract the operation is composed in cwkernels/ops/nb201_cell.py.
-// Shape comments: A architectures, N images each, C channels, H x W pixels, S rows in a bank. Images
-// are channels-last; strides are in elements.
+// Shape comments: A architectures, N images each, C channels, H x W pixels, S rows in a bank.
+// Images are channels-last; strides are in elements.
 namespace cwkernels {
 
 constexpr int kCellEdges = 6;
@@ -17,8 +17,8 @@ enum class CellCode : int64_t { none, skip, conv_1x1, conv_3x3, average_pool };
 struct NB201CellParams {
   const void* input;         // [A or 1, N, H, W, C]
   const int64_t* selection;  // [A, 6, 2]: operation code and row of each edge
-  const void* weights[kCellEdges][kCellConvolutions];  // [S, C, C, R, R] contiguous
-  const void* projections[kCellEdges];                 // [S, C, C, 1, 1] of a skip, or null
+  const void* weights[kCellEdges][kCellConvolutions];       // [S, C, C, R, R] contiguous
+  const void* projections[kCellEdges];                      // [S, C, C, 1, 1] of a skip, or null
   const void* running_mean[kCellEdges][kCellConvolutions];  // [S, C], read in evaluation
   const void* running_var[kCellEdges][kCellConvolutions];   // [S, C], read in evaluation
 
@@ -29,8 +29,8 @@ struct NB201CellParams {
   void* nodes[2];           // inner nodes that a convolution leaves, kept for backward, or null
 
   // backward
-  const void* grad_output;  // [A, N, H, W, C]
-  void* grad_input;         // [A or 1, N, H, W, C]
+  const void* grad_output;                            // [A, N, H, W, C]
+  void* grad_input;                                   // [A or 1, N, H, W, C]
   void* grad_weights[kCellEdges][kCellConvolutions];  // [U, C, C, R, R], one per distinct row
   void* grad_projections[kCellEdges];                 // [U, C, C, 1, 1]
 

@@ -3,9 +3,9 @@
 
 #include "../parts/parallel.h"
 
-// norm_add: relu(normalise(input) + shortcut). Until a kernel fulfils this contract the operation is
-// composed in cwkernels/ops/norm_add.py. Shape comments: A architectures, N images each, C channels,
-// H x W pixels, channels-last.
+// norm_add: relu(normalise(input) + shortcut). Until a kernel fulfils this contract the operation
+// is composed in cwkernels/ops/norm_add.py. Shape comments: A architectures, N images each, C
+// channels, H x W pixels, channels-last.
 namespace cwkernels {
 
 struct NormAddParams {

@@ -51,17 +51,16 @@ CWK_INLINE void dense_block(const T* const (&pixel)[kBlockPixels], int64_t group
 // the three target pixels that see it. With V = 1 that is 3 + 10 loads for 24 FMAs, where a
 // broadcast for each FMA is bound by the two loads a cycle.
 template <class T, int V, int G>
-CWK_INLINE void dense_row_block(const T* pixel, int64_t group, const TapRows& rows,
-                                const T* panel, Vector<T> (&acc)[G][kBlockPixels][V]) {
+CWK_INLINE void dense_row_block(const T* pixel, int64_t group, const TapRows& rows, const T* panel,
+                                Vector<T> (&acc)[G][kBlockPixels][V]) {
   const int64_t channels = rows.channels;
   for (int64_t r = 0; r < rows.count; ++r, panel += kRowTaps * channels * V * kLanes<T>) {
     const T* at = pixel + rows.offsets[r];
     for (int64_t c = 0; c < channels; ++c) {
       Vector<T> weight[kRowTaps][V];
       unroll<kRowTaps>([&](auto k) {
-        unroll<V>([&](auto v) {
-          weight[k][v] = load(panel + ((k * channels + c) * V + v) * kLanes<T>);
-        });
+        unroll<V>(
+            [&](auto v) { weight[k][v] = load(panel + ((k * channels + c) * V + v) * kLanes<T>); });
       });
       unroll<G>([&](auto g) {
         unroll<kBlockPixels + kRowTaps - 1>([&](auto x) {
@@ -146,9 +145,8 @@ CWK_INLINE void dense_band(const PixelList& list, const T* source, T* target, co
     }
     // Past the band's end the last pixel is computed again and not stored.
     const T* pixel[kBlockPixels];
-    unroll<kBlockPixels>([&](auto i) {
-      pixel[i] = source + list.source[min(begin + i, list.count - 1)];
-    });
+    unroll<kBlockPixels>(
+        [&](auto i) { pixel[i] = source + list.source[min(begin + i, list.count - 1)]; });
     Vector<T> acc[1][kBlockPixels][V] = {};
     dense_block<T, V, 1>(pixel, 0, rows, panel, acc);
     finish(acc[0], begin);
@@ -258,8 +256,7 @@ class DenseConvolution {
     const int64_t row = band_pixels(plan_.planes[plane], bands_[plane], source, plan_.target,
                                     source.channels, band, list);
     for (int64_t a = first; a < first + together_; ++a) {
-      const T* from =
-          source.data + a * source.strides.architecture + image * source.strides.image;
+      const T* from = source.data + a * source.strides.architecture + image * source.strides.image;
       if (!bands_[plane].direct) {
         if (a == first || source.strides.architecture != 0) {
           fill_patch(plan_.planes[plane], bands_[plane], source, from, row, 0, source.channels,
@@ -275,12 +272,11 @@ class DenseConvolution {
   }
 
   CWK_FLATTEN void convolve(int64_t a, int plane_index, const PixelList& list, const T* from, T* to,
-                bool accumulate) const {
+                            bool accumulate) const {
     const Plane& plane = plan_.planes[plane_index];
     TapRows rows{plane.tap_rows, plane.tap_columns, plan_.source.channels, {}};
     for (int64_t r = 0; r < rows.count; ++r) {
-      rows.offsets[r] =
-          tap_row_offset(plane, bands_[plane_index], plan_.source, rows.channels, r);
+      rows.offsets[r] = tap_row_offset(plane, bands_[plane_index], plan_.source, rows.channels, r);
     }
     for (int64_t panel = 0; panel < panels_; ++panel) {
       const int64_t first = panel * kPanelWidth<T>;

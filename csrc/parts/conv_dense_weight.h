@@ -36,9 +36,9 @@ CWK_INLINE void weight_block(const PixelList& list, const T* source, const T* ta
   });
 }
 
-// Under a row of three taps a source value is broadcast once for the three target pixels that see it:
-// 24 accumulators, and 1 + 8 loads (V = 1) or 2 + 4 (V = 2) for 24 FMAs, where weight_block is bound
-// by 17 loads for 16. With 16 registers there is no room for it.
+// Under a row of three taps a source value is broadcast once for the three target pixels that see
+// it: 24 accumulators, and 1 + 8 loads (V = 1) or 2 + 4 (V = 2) for 24 FMAs, where weight_block is
+// bound by 17 loads for 16. With 16 registers there is no room for it.
 constexpr bool kWeightRows = kVectorRegisters == 32;
 template <int V>
 constexpr int kRowChannels = 8 / V;
@@ -55,9 +55,8 @@ CWK_INLINE void weight_row(const T* from, int64_t step, const T* target, const i
       if (x < k || x - k >= count) return;
       unroll<B>([&](auto b) {
         const Vector<T> value = broadcast(from[x * step + b]);
-        unroll<V>([&](auto v) {
-          acc[k][b][v] += value * load(target + offsets[x - k] + v * kLanes<T>);
-        });
+        unroll<V>(
+            [&](auto v) { acc[k][b][v] += value * load(target + offsets[x - k] + v * kLanes<T>); });
       });
     });
   };
@@ -73,9 +72,8 @@ CWK_INLINE void weight_row(const T* from, int64_t step, const T* target, const i
       unroll<V>([&](auto v) { gradient[0][v] = load(target + offsets[x] + v * kLanes<T>); });
       unroll<B>([&](auto b) {
         const Vector<T> value = broadcast(from[x * step + b]);
-        unroll<kRowTaps>([&](auto k) {
-          unroll<V>([&](auto v) { acc[k][b][v] += value * gradient[k][v]; });
-        });
+        unroll<kRowTaps>(
+            [&](auto k) { unroll<V>([&](auto v) { acc[k][b][v] += value * gradient[k][v]; }); });
       });
       unroll<V>([&](auto v) {
         gradient[2][v] = gradient[1][v];
@@ -95,8 +93,7 @@ CWK_INLINE void weight_rows(const PixelList& list, int64_t columns, const T* sou
   for (; c + B <= channels; c += B) {
     Vector<T> acc[kRowTaps][B][V] = {};
     for (int64_t q = 0; q < list.count; q += columns) {
-      weight_row<T, V, B>(source + c + list.source[q], step, target, list.target + q, columns,
-                          acc);
+      weight_row<T, V, B>(source + c + list.source[q], step, target, list.target + q, columns, acc);
     }
     unroll<kRowTaps>([&](auto k) {
       unroll<B>([&](auto b) {
@@ -228,8 +225,7 @@ class DenseWeightGradient {
     const Plane& plane = plan_.planes[0];
     const int64_t run = plane.tap_columns * plan_.source.channels;
     for (int64_t r = 0; r < plane.tap_rows; ++r) {
-      const T* start =
-          from + tap_row_offset(plane, bands_, plan_.source, plan_.source.channels, r);
+      const T* start = from + tap_row_offset(plane, bands_, plan_.source, plan_.source.channels, r);
       T* sums = partial + r * run * padded_;
       if (width == kPanelWidth<T>) {
         sum_taps<kPanelVectors>(list, start, to, run, sums);

@@ -31,9 +31,8 @@ CWK_INLINE void depthwise_band(const PixelList& list, const T* patch, T* target,
   for (int64_t v = 0; v < block.padded; v += kLanes<T>) {
     for (int64_t begin = 0; begin < list.count; begin += kDepthwisePixels) {
       const T* pixel[kDepthwisePixels];
-      unroll<kDepthwisePixels>([&](auto i) {
-        pixel[i] = patch + list.source[min(begin + i, list.count - 1)] + v;
-      });
+      unroll<kDepthwisePixels>(
+          [&](auto i) { pixel[i] = patch + list.source[min(begin + i, list.count - 1)] + v; });
       Vector<T> acc[kDepthwisePixels] = {};
       for (int64_t t = 0; t < taps; ++t) {
         const Vector<T> weight = load(weights + t * weight_stride + v);
@@ -61,8 +60,8 @@ class DepthwiseConvolution {
     for (int i = 0; i < plan_.plane_count; ++i) {
       bands_[i] = make_bands(plan_.planes[i], plan_.source, false, kChannelBlock<T>);
       bands_per_image_ += bands_[i].count;
-      patch_size_ = max(patch_size_,
-                        bands_[i].patch_rows * bands_[i].patch_columns * kChannelBlock<T>);
+      patch_size_ =
+          max(patch_size_, bands_[i].patch_rows * bands_[i].patch_columns * kChannelBlock<T>);
       pixels_ = max(pixels_, bands_[i].pixels);
     }
     together_ = (plan_.source.strides.architecture == 0 || plan_.target.strides.architecture == 0)
@@ -108,8 +107,8 @@ class DepthwiseConvolution {
     PixelList list{offsets, offsets + pixels_, 0};
     T* patch = patch_ + worker * patch_size_;
     const Side<T>& source = plan_.source;
-    const int64_t row = band_pixels(plan_.planes[i], bands_[i], source, plan_.target, block.padded,
-                                    band, list);
+    const int64_t row =
+        band_pixels(plan_.planes[i], bands_[i], source, plan_.target, block.padded, band, list);
     for (int64_t a = first; a < first + together_; ++a) {
       if (!bands_[i].direct && (a == first || source.strides.architecture != 0)) {
         const T* from =
@@ -129,11 +128,10 @@ class DepthwiseConvolution {
     T weights[kMaxTaps * kChannelBlock<T>];
     int64_t tap_offsets[kMaxTaps];
     for (int64_t t = 0; t < plane.taps(); ++t) {
-      tap_offsets[t] = (t / plane.tap_columns * bands_[index].patch_columns +
-                        t % plane.tap_columns) *
-                       block.padded;
-      const T* from =
-          packed_ + (a * taps() + plane.weight_index[t]) * padded_ + block.first;
+      tap_offsets[t] =
+          (t / plane.tap_columns * bands_[index].patch_columns + t % plane.tap_columns) *
+          block.padded;
+      const T* from = packed_ + (a * taps() + plane.weight_index[t]) * padded_ + block.first;
       for (int64_t c = 0; c < block.padded; ++c) weights[t * kChannelBlock<T> + c] = from[c];
     }
     depthwise_band(list, patch, to, tap_offsets, plane.taps(), weights, kChannelBlock<T>, block,

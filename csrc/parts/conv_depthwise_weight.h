@@ -1,6 +1,6 @@
 #pragma once
-#include "conv_depthwise.h"
 #include "conv_dense_weight.h"
+#include "conv_depthwise.h"
 
 // The gradient of depthwise weights: weight[c][tap] = sum over pixels of source[pixel + tap][c] *
 // target[pixel][c], by chunks of images as for dense weights.
@@ -21,9 +21,8 @@ CWK_INLINE void depthwise_taps(const PixelList& list, const T* patch, int64_t pa
       const T* from = patch + list.source[q] + first * patch_row;
       const Vector<T> gradient = load(target + list.target[q]);
       unroll<kRows>([&](auto r) {
-        unroll<R>([&](auto c) {
-          acc[r][c] += load(from + r * patch_row + c * patch_pixel) * gradient;
-        });
+        unroll<R>(
+            [&](auto c) { acc[r][c] += load(from + r * patch_row + c * patch_pixel) * gradient; });
       });
     }
     unroll<kRows>([&](auto r) {
@@ -86,14 +85,13 @@ class DepthwiseWeightGradient {
     }
   }
 
-  void sum_band(int64_t a, int64_t chunk, int64_t image, int64_t band,
-                const ChannelBlock<T>& block, T* partial) const {
+  void sum_band(int64_t a, int64_t chunk, int64_t image, int64_t band, const ChannelBlock<T>& block,
+                T* partial) const {
     const Plane& plane = plan_.planes[0];
     int64_t* offsets = offsets_ + chunk * 3 * bands_.pixels;
     PixelList list{offsets, offsets + bands_.pixels, 0};
     const Side<T>& source = plan_.source;
-    const int64_t row =
-        band_pixels(plane, bands_, source, plan_.target, block.padded, band, list);
+    const int64_t row = band_pixels(plane, bands_, source, plan_.target, block.padded, band, list);
     T* patch = patch_ + chunk * patch_size_;
     fill_patch(plane, bands_, source,
                source.data + a * source.strides.architecture + image * source.strides.image, row,
@@ -115,10 +113,14 @@ class DepthwiseWeightGradient {
   void sum_taps(const PixelList& list, const T* patch, int64_t patch_row, int64_t patch_pixel,
                 const T* target, T* partial) const {
     switch (p_.kernel_size) {
-      case 1: return depthwise_taps<T, 1>(list, patch, patch_row, patch_pixel, target, partial, padded_);
-      case 3: return depthwise_taps<T, 3>(list, patch, patch_row, patch_pixel, target, partial, padded_);
-      case 5: return depthwise_taps<T, 5>(list, patch, patch_row, patch_pixel, target, partial, padded_);
-      case 7: return depthwise_taps<T, 7>(list, patch, patch_row, patch_pixel, target, partial, padded_);
+      case 1:
+        return depthwise_taps<T, 1>(list, patch, patch_row, patch_pixel, target, partial, padded_);
+      case 3:
+        return depthwise_taps<T, 3>(list, patch, patch_row, patch_pixel, target, partial, padded_);
+      case 5:
+        return depthwise_taps<T, 5>(list, patch, patch_row, patch_pixel, target, partial, padded_);
+      case 7:
+        return depthwise_taps<T, 7>(list, patch, patch_row, patch_pixel, target, partial, padded_);
     }
   }
 

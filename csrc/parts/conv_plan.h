@@ -113,8 +113,8 @@ CWK_INLINE Plan<T> make_plan(const GatherConvParams& p) {
   Plan<T> plan{};
   const Side<T> input{static_cast<T*>(p.input), p.input_strides, p.input_height, p.input_width,
                       p.input_channels};
-  const Side<T> output{static_cast<T*>(p.output), p.output_strides, p.output_height,
-                       p.output_width, p.output_channels};
+  const Side<T> output{static_cast<T*>(p.output), p.output_strides, p.output_height, p.output_width,
+                       p.output_channels};
   if (p.pass == ConvPass::backward_input) {
     plan.source = output;
     plan.target = input;
@@ -206,9 +206,8 @@ CWK_INLINE int64_t band_pixels(const Plane& plane, const Bands& bands, const Sid
   for (int64_t i = 0; i < list.count; ++i) {
     list.source[i] = (bands.direct ? row : row - first_row) * plane.source_step * row_stride +
                      column * plane.source_step * column_stride;
-    list.target[i] =
-        (plane.target_row + row * plane.target_step) * target.strides.row +
-        (plane.target_column + column * plane.target_step) * target.strides.column;
+    list.target[i] = (plane.target_row + row * plane.target_step) * target.strides.row +
+                     (plane.target_column + column * plane.target_step) * target.strides.column;
     if (++column == plane.columns) {
       column = 0;
       ++row;
@@ -230,8 +229,8 @@ CWK_INLINE int64_t tap_row_offset(const Plane& plane, const Bands& bands, const 
 // `patch_channels` wide, zeros outside the image and past `count`.
 template <class T>
 CWK_INLINE void fill_patch(const Plane& plane, const Bands& bands, const Side<T>& source,
-                           const T* image, int64_t first_target_row, int64_t channel,
-                           int64_t count, int64_t patch_channels, T* patch) {
+                           const T* image, int64_t first_target_row, int64_t channel, int64_t count,
+                           int64_t patch_channels, T* patch) {
   const int64_t top = first_target_row * plane.source_step + plane.first_row;
   const int64_t left = plane.first_column;
   for (int64_t r = 0; r < bands.patch_rows; ++r) {

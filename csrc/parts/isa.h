@@ -21,7 +21,7 @@ enum class Isa { baseline, avx2, avx512 };
 }  // namespace cwkernels
 
 // Calls the function of the instruction set in force, an Isa.
-#define CWK_CALL_CPU(isa, function, ...)                                                        \
-  ((isa) == ::cwkernels::Isa::avx512 ? ::cwkernels::avx512::function(__VA_ARGS__)               \
-   : (isa) == ::cwkernels::Isa::avx2 ? ::cwkernels::avx2::function(__VA_ARGS__)                 \
+#define CWK_CALL_CPU(isa, function, ...)                                          \
+  ((isa) == ::cwkernels::Isa::avx512 ? ::cwkernels::avx512::function(__VA_ARGS__) \
+   : (isa) == ::cwkernels::Isa::avx2 ? ::cwkernels::avx2::function(__VA_ARGS__)   \
                                      : ::cwkernels::baseline::function(__VA_ARGS__))
