@@ -78,7 +78,8 @@ class SetMap(nn.Module):
         number = torch.zeros(arch.shape[:-1], dtype=torch.int64)
         for decision in self._host_reads:
             number = number * self.num_candidates[decision] + arch[..., decision]
-        return self._host_set_of[number]
+        # Not an index: a scalar one would read its value, which a compiled graph cannot.
+        return self._host_set_of.take(number)
 
     def _load_from_state_dict(
         self,

@@ -163,12 +163,18 @@ def _check(
         for i, tensor in enumerate(tensors):
             if tensor.dtype != input.dtype:
                 raise fail(f"{name}[{i}]", str(input.dtype), tensor.dtype)
-    for code, row in selection.reshape(-1, 2).tolist():
-        if not 0 <= code < NUM_CODES:
-            raise fail("selection", f"a code in [0, {NUM_CODES})", code)
-        if not 0 <= row < weights[0].shape[0]:
-            raise fail("selection", f"a row in [0, {weights[0].shape[0]})", row)
     return batches_of(input), selection.reshape(-1, 2)
+
+
+def _choices(selection: Tensor, weights: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Codes and rows as integers, checked where they are read: a graph cannot read them."""
+    choices: list[tuple[int, int]] = [(code, row) for code, row in selection.tolist()]
+    for code, row in choices:
+        for name, value, end in (("code", code, NUM_CODES), ("row", row, weights[0].shape[0])):
+            if not 0 <= value < end:
+                wanted = f"a {name} in [0, {end})"
+                raise ValueError(f"inverted_bottleneck: selection: wanted {wanted}, got {value}")
+    return choices
 
 
 @dataclass(frozen=True)
@@ -217,7 +223,7 @@ def reference(
     """The same in plain torch; `groups`: weights, scales, shifts, running_mean, running_var."""
     weights, scales, shifts, running_mean, running_var = groups
     outputs, all_statistics = [], []
-    for a, (code, row) in enumerate(selection.tolist()):
+    for a, (code, row) in enumerate(_choices(selection, weights)):
         value = own = images_of(images, a)
         statistics = images.new_zeros((2, _width(weights)))
         for conv in _chain(code, weights, stride):
@@ -251,6 +257,21 @@ def _activate(raw: Tensor, norm: Norm, conv: _Convolution, eps: float) -> Tensor
     return value.relu_() if conv.relu else value
 
 
+class _Slots:
+    """Images that a forward pass leaves for backward: pieces of one flat tensor, in order."""
+
+    def __init__(self, flat: Tensor) -> None:
+        self._flat = flat
+        self._used = 0
+
+    def next(self, shape: torch.Size) -> Tensor:
+        """The next piece, [N, C, H, W], channels-last in memory."""
+        n, c, height, width = shape
+        piece = self._flat[self._used : self._used + shape.numel()]
+        self._used += shape.numel()
+        return piece.view(n, height, width, c).permute(0, 3, 1, 2)
+
+
 class _Layer:
     """The banks of a layer and how it runs: what forward and backward share."""
 
@@ -282,18 +303,37 @@ class _Layer:
             statistics = torch.stack([self.running_mean[bank][row], self.running_var[bank][row]])
         return Norm(statistics, self.scales[bank][row], self.shifts[bank][row])
 
-    def forward(self, images: Tensor, code: int, row: int) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Output, statistics [2, width] and the raw tensors, in the chain's order."""
-        measured = images.new_zeros((2, _width(self.weights)))
-        value, raws = images, []
+    def raw_shapes(self, shape: torch.Size, code: int) -> list[torch.Size]:
+        """What each convolution of a choice gives for images of `shape`."""
+        n, _, height, width = shape
+        shapes = []
         for conv in _chain(code, self.weights, self.stride):
+            height, width = ((side - 1) // conv.stride + 1 for side in (height, width))
+            shapes.append(torch.Size((n, self.weights[conv.bank].shape[1], height, width)))
+        return shapes
+
+    def kept_shapes(self, shape: torch.Size, code: int, recompute: bool) -> list[torch.Size]:
+        """What is kept of those, the last ones."""
+        shapes = self.raw_shapes(shape, code)
+        return shapes[-1:] if recompute else shapes
+
+    def forward(
+        self, images: Tensor, code: int, row: int, kept: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Output and statistics [2, width]; the last raw tensors are copied into `kept`."""
+        measured = images.new_zeros((2, _width(self.weights)))
+        value = images
+        chain = _chain(code, self.weights, self.stride)
+        slots = [None] * (len(chain) - len(kept)) + kept
+        for conv, slot in zip(chain, slots, strict=True):
             raw = _convolve(value, self.weights, conv, row)
             measured[:, statistics_slice(self.weights, conv.bank)] = batch_statistics(raw)
             value = _activate(raw, self.norm(conv.bank, row, measured), conv, self.eps)
-            raws.append(raw)
+            if slot is not None:
+                slot.copy_(raw)
         if _has_residual(code, self.weights, self.stride):
             value += images
-        return value, measured, raws
+        return value, measured
 
     def backward(
         self,
@@ -301,7 +341,7 @@ class _Layer:
         images: Tensor,
         choice: tuple[int, int],
         measured: Tensor,
-        raws: list[Tensor | None],
+        kept: list[Tensor],
         gradients: tuple[BankGradients, BankGradients, BankGradients],
     ) -> Tensor:
         """The gradient of the images; those of the banks go into `gradients`."""
@@ -309,8 +349,8 @@ class _Layer:
         chain = _chain(code, self.weights, self.stride)
         norms = [self.norm(conv.bank, row, measured) for conv in chain]
         loaded, known = [images], []
-        for i, conv in enumerate(chain):
-            raw = raws[i]
+        slots = [None] * (len(chain) - len(kept)) + kept
+        for i, (conv, raw) in enumerate(zip(chain, slots, strict=True)):
             known.append(_convolve(loaded[i], self.weights, conv, row) if raw is None else raw)
             if i + 1 < len(chain):
                 loaded.append(_activate(known[i], norms[i], conv, self.eps))
@@ -352,21 +392,22 @@ def _inverted_bottleneck(
     recompute: bool,
     dense_grad: bool,
     keep: bool,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
+) -> tuple[Tensor, Tensor, Tensor]:
     layer = _Layer(weights, scales, shifts, running_mean, running_var, stride, training, eps)
-    outputs, statistics, slots = [], [], []
-    for a, (code, row) in enumerate(selection.tolist()):
+    choices = _choices(selection, weights)
+    shapes = [
+        layer.kept_shapes(images.shape[1:], code, recompute) if keep else [] for code, _ in choices
+    ]
+    kept = images.new_empty(sum(shape.numel() for own in shapes for shape in own))
+    slots = _Slots(kept)
+    outputs, statistics = [], []
+    for a, (code, row) in enumerate(choices):
         own = images_of(images, a)
-        output, measured, raws = layer.forward(own, code, row)
-        outputs.append(output if raws else output.clone())
+        output, measured = layer.forward(own, code, row, [slots.next(s) for s in shapes[a]])
+        # An output of the operation may not be one of its inputs.
+        outputs.append(output.clone() if output is own else output)
         statistics.append(measured)
-        if not keep:
-            raws = []
-        elif recompute:
-            raws = raws[-1:]
-        empty = [images.new_empty((0, 0, 0, 0)) for _ in range(3 - len(raws))]
-        slots += [*empty, *raws]
-    return stack(outputs), torch.stack(statistics), slots
+    return stack(outputs), torch.stack(statistics), kept
 
 
 def _output_like(images: Tensor, a: int, weights: list[Tensor], stride: int) -> Tensor:
@@ -386,15 +427,11 @@ def _(
     running_var: list[Tensor],
     stride: int,
     *options: Any,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    context = torch.library.get_ctx()
+) -> tuple[Tensor, Tensor, Tensor]:
     a = selection.shape[0]
-    slots = []
-    for _ in range(3 * a):
-        n, height, width, channels = (context.new_dynamic_size(min=0) for _ in range(4))
-        slots.append(images.new_empty((n, height, width, channels)).permute(0, 3, 1, 2))
     statistics = images.new_empty((a, 2, _width(weights)))
-    return _output_like(images, a, weights, stride), statistics, slots
+    kept = images.new_empty(torch.library.get_ctx().new_dynamic_size(min=0))
+    return _output_like(images, a, weights, stride), statistics, kept
 
 
 @torch.library.custom_op("cwkernels::inverted_bottleneck_backward", mutates_args=())
@@ -408,10 +445,11 @@ def _inverted_bottleneck_backward(
     running_mean: list[Tensor],
     running_var: list[Tensor],
     statistics: Tensor,
-    slots: list[Tensor],
+    kept: Tensor,
     stride: int,
     training: bool,
     eps: float,
+    recompute: bool,
     need_weights: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     layer = _Layer(weights, scales, shifts, running_mean, running_var, stride, training, eps)
@@ -421,18 +459,18 @@ def _inverted_bottleneck_backward(
         BankGradients(shifts, True),
     )
     image_grads = []
+    slots = _Slots(kept)
     for a, (code, row) in enumerate(selection.tolist()):
-        length = len(_chain(code, weights, stride))
-        raws = [slot if slot.shape[0] else None for slot in slots[3 * a : 3 * a + 3]]
+        shapes = layer.kept_shapes(images.shape[1:], code, recompute)
         own_grad = layer.backward(
             grad[a],
             images_of(images, a),
             (code, row),
             statistics[a],
-            raws[3 - length :],
+            [slots.next(shape) for shape in shapes],
             gradients,
         )
-        image_grads.append(own_grad if length else own_grad.clone())
+        image_grads.append(own_grad if shapes else own_grad.clone())
     rows, values = [], []
     for group in gradients:
         group_rows, group_values = group.results()
@@ -463,29 +501,26 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     images, selection, *groups = inputs[:7]
-    stride, training, eps, _, ctx.dense_grad, _ = inputs[7:]
-    ctx.options = (stride, training, eps)
-    _, statistics, slots = output
+    stride, training, eps, recompute, ctx.dense_grad, _ = inputs[7:]
+    ctx.options = (stride, training, eps, recompute)
+    _, statistics, kept = output
     ctx.length = len(groups[0])
     banks = [bank for group in groups for bank in group]
-    ctx.save_for_backward(images, selection, statistics, *banks, *slots)
-    ctx.mark_non_differentiable(statistics, *slots)
+    ctx.save_for_backward(images, selection, statistics, kept, *banks)
+    ctx.mark_non_differentiable(statistics, kept)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    images, selection, statistics, *rest = ctx.saved_tensors
-    slots = rest[-3 * selection.shape[0] :] if selection.shape[0] else []
-    groups = [rest[i * ctx.length : (i + 1) * ctx.length] for i in range(3)]
-    running = rest[3 * ctx.length : len(rest) - len(slots)]
-    groups += [running[: ctx.length], running[ctx.length :]]
+    images, selection, statistics, kept, *rest = ctx.saved_tensors
+    groups = [rest[i * ctx.length : (i + 1) * ctx.length] for i in range(5)]
     needed = ctx.needs_input_grad
     none = [None] * len(groups[3])
     if grad is None:
         nothing = [None] * ctx.length
         return None, None, nothing, nothing, nothing, none, none, *[None] * 6
     grad_images, rows, values = torch.ops.cwkernels.inverted_bottleneck_backward(
-        grad, images, selection, *groups, statistics, slots, *ctx.options, any(needed[2])
+        grad, images, selection, *groups, statistics, kept, *ctx.options, any(needed[2])
     )
     grads = []
     for i in range(3):

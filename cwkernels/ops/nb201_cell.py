@@ -14,6 +14,7 @@ from cwkernels.ops._cell_plan import (
     NUM_CODES,
     Edge,
     edges_of,
+    kept_of,
     origins_of,
 )
 from cwkernels.ops._compact import BankGradients, bank_gradients, select_row
@@ -149,13 +150,20 @@ def _check(
             if tensor.shape != wanted_shape or tensor.dtype != input.dtype:
                 got = f"{tensor.dtype} {list(tensor.shape)}"
                 raise fail(f"{name}[{i}]", f"{input.dtype} {list(wanted_shape)}", got)
-    for one in selection.reshape(-1, 6, 2).tolist():
-        for edge, (code, row) in enumerate(one):
-            if not 0 <= code < NUM_CODES:
-                raise fail(f"selection[{edge}]", f"a code in [0, {NUM_CODES})", code)
-            if not 0 <= row < rows[edge]:
-                raise fail(f"selection[{edge}]", f"a row in [0, {rows[edge]})", row)
     return batches_of(input), selection.reshape(-1, 6, 2)
+
+
+def _choices(selection: Tensor, weights: Sequence[Tensor]) -> list[list[list[int]]]:
+    """Codes and rows as integers, checked where they are read: a graph cannot read them."""
+    choices: list[list[list[int]]] = selection.tolist()
+    for one in choices:
+        for edge, (code, row) in enumerate(one):
+            rows = weights[edge * len(weights) // 6].shape[0]
+            for name, value, end in (("code", code, NUM_CODES), ("row", row, rows)):
+                if not 0 <= value < end:
+                    wanted = f"a {name} in [0, {end})"
+                    raise ValueError(f"nb201_cell: selection[{edge}]: wanted {wanted}, got {value}")
+    return choices
 
 
 def reference(
@@ -173,7 +181,7 @@ def reference(
     outputs, all_statistics = [], []
     running = _running_of(running_mean, running_var)
     per_edge = len(weights) // 6
-    for a, choices in enumerate(selection.tolist()):
+    for a, choices in enumerate(_choices(selection, weights)):
         nodes: dict[int, Tensor] = {0: images_of(images, a)}
         statistics = images.new_zeros((6, 2, images.shape[2]))
         for edge in edges_of(choices):
@@ -206,16 +214,26 @@ def _convolve(images: Tensor, bank: Tensor, row: int) -> Tensor:
 
 
 class _Saved:
-    """What one architecture's forward pass leaves for backward, in slots of fixed number.
+    """What one architecture's forward pass leaves for backward (`kept_of`): rows of a tensor."""
 
-    A slot is a tensor [1, N, C, H, W], or [0, N, C, H, W] where nothing was kept: the raw output of
-    each edge's convolution, and the inner nodes that a convolution leaves. A node that is another
-    node's own value (a lone skip) is kept once.
-    """
+    def __init__(self, rows: Tensor, keys: list[tuple[str, int]]) -> None:
+        self._rows: dict[tuple[str, int], Tensor] = dict(zip(keys, rows, strict=True))
 
-    def __init__(self, images: Tensor) -> None:
-        self.raw = [images.new_empty((0, *images.shape))] * 6
-        self.nodes = [images.new_empty((0, *images.shape))] * 2
+    def put(self, kind: str, number: int, value: Tensor) -> None:
+        """Copies a value to its row, if it is kept at all."""
+        if (row := self._rows.get((kind, number))) is not None:
+            row.copy_(value)
+
+    def get(self, kind: str, number: int) -> Tensor:
+        """The value [N, C, H, W]."""
+        return self._rows[kind, number]
+
+
+def _saved_of(kept: Tensor, choices: list[list[list[int]]], per_edge: int) -> list[_Saved]:
+    """The rows of each architecture in `kept` [rows, N, C, H, W]; none if nothing was kept."""
+    keys = [kept_of(edges_of(one), per_edge) if kept.shape[0] else [] for one in choices]
+    rows = kept.split([len(own) for own in keys])
+    return [_Saved(*pair) for pair in zip(rows, keys, strict=True)]
 
 
 def _forward_one(
@@ -225,20 +243,18 @@ def _forward_one(
     running: Callable[[Edge], Tensor] | None,
     count_include_pad: bool,
     eps: float,
-) -> tuple[Tensor, Tensor, _Saved]:
+    saved: _Saved,
+) -> tuple[Tensor, Tensor]:
     """One architecture; `running` gives the statistics of an edge in evaluation."""
     nodes: dict[int, Tensor] = {0: images}
     rectified: dict[int, Tensor] = {}
     statistics = images.new_zeros((6, 2, images.shape[1]))
-    saved = _Saved(images)
     per_edge = len(weights) // 6
     origins = origins_of(edges, per_edge)
     for edge in edges:
         value = nodes[edge.source]
         bank = edge.bank(per_edge)
         origin = origins[edge.source]
-        if bank is not None and origin > 0:
-            saved.nodes[origin - 1] = value[None]
         if edge.code in CONVOLUTIONS and bank is not None:
             if origin not in rectified:
                 rectified[origin] = torch.relu(value)
@@ -246,14 +262,16 @@ def _forward_one(
             statistics[edge.index] = batch_statistics(raw[0])
             used = statistics[edge.index] if running is None else running(edge)
             value = normalize(raw[0], Norm(used, None, None), eps)
-            saved.raw[edge.index] = raw
+            saved.put("raw", edge.index, raw[0])
         elif edge.code == AVG_POOL_3X3:
             value = F.avg_pool2d(value, 3, 1, 1, count_include_pad=count_include_pad)
         elif bank is not None:
             value = _convolve(value, weights[bank], edge.row)[0]
         nodes[edge.target] = nodes[edge.target] + value if edge.target in nodes else value
+    for node, value in nodes.items():
+        saved.put("node", node, value)
     output = nodes.get(3)
-    return torch.zeros_like(images) if output is None else output, statistics, saved
+    return torch.zeros_like(images) if output is None else output, statistics
 
 
 def _running_of(running_mean: list[Tensor], running_var: list[Tensor]) -> Callable[[Edge], Tensor]:
@@ -274,22 +292,23 @@ def _nb201_cell(
     eps: float,
     dense_grad: bool,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     running = None if training else _running_of(running_mean, running_var)
-    outputs, statistics, raw, nodes = [], [], [], []
-    for a, choices in enumerate(selection.tolist()):
+    choices = _choices(selection, weights)
+    per_edge = len(weights) // 6
+    rows = sum(len(kept_of(edges_of(one), per_edge)) for one in choices) if keep else 0
+    kept = channels_last(images, rows)
+    outputs, statistics = [], []
+    for a, saved in enumerate(_saved_of(kept, choices, per_edge)):
         own = images_of(images, a)
-        output, measured, saved = _forward_one(
-            own, edges_of(choices), weights, running, count_include_pad, eps
+        output, measured = _forward_one(
+            own, edges_of(choices[a]), weights, running, count_include_pad, eps, saved
         )
         # An output of the operation may not be one of its inputs.
         outputs.append(output.clone() if output is own else output)
         statistics.append(measured)
-        saved = saved if keep else _Saved(own)
-        raw += [slot if slot.shape[0] else slot.clone() for slot in saved.raw]
-        nodes += [slot if slot.shape[0] else slot.clone() for slot in saved.nodes]
     output_statistics = torch.stack([batch_statistics(output) for output in outputs])
-    return stack(outputs), torch.stack(statistics), output_statistics, raw, nodes
+    return stack(outputs), torch.stack(statistics), output_statistics, kept
 
 
 @_nb201_cell.register_fake
@@ -304,21 +323,13 @@ def _(
     eps: float,
     dense_grad: bool,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
-    context = torch.library.get_ctx()
-    a = selection.shape[0]
-    c = images.shape[2]
-
-    def slots(count: int) -> list[Tensor]:
-        sizes = [context.new_dynamic_size(min=0) for _ in range(count * a)]
-        return [channels_last(images, size) for size in sizes]
-
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    a, c = selection.shape[0], images.shape[2]
     return (
         channels_last(images, a),
         images.new_empty((a, 6, 2, c)),
         images.new_empty((a, 2, c)),
-        slots(6),
-        slots(2),
+        channels_last(images, torch.library.get_ctx().new_dynamic_size(min=0)),
     )
 
 
@@ -348,11 +359,11 @@ def _backward_one(
                 incoming, images, [3, 3], [1, 1], [1, 1], False, count_include_pad, None
             )
         elif bank is not None:
-            node = images if origin == 0 else saved.nodes[origin - 1][0]
+            node = images if origin == 0 else saved.get("node", origin)
             read = node
             if edge.code in CONVOLUTIONS:
                 norm = Norm(statistics(edge), None, None)
-                raw = saved.raw[edge.index][0]
+                raw = saved.get("raw", edge.index)
                 incoming = normalize_backward(incoming, raw, norm, training, eps).input
                 if origin not in rectified:
                     rectified[origin] = torch.relu(node)
@@ -378,8 +389,7 @@ def _nb201_cell_backward(
     running_mean: list[Tensor],
     running_var: list[Tensor],
     statistics: Tensor,
-    raw: list[Tensor],
-    nodes: list[Tensor],
+    kept: Tensor,
     training: bool,
     count_include_pad: bool,
     eps: float,
@@ -387,10 +397,9 @@ def _nb201_cell_backward(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     gradients = BankGradients(weights, need_weights)
     image_grads = []
-    for a, choices in enumerate(selection.tolist()):
+    choices = selection.tolist()
+    for a, saved in enumerate(_saved_of(kept, choices, len(weights) // 6)):
         own = images_of(images, a)
-        saved = _Saved(own)
-        saved.raw, saved.nodes = raw[6 * a : 6 * a + 6], nodes[2 * a : 2 * a + 2]
         measured = statistics[a]
         used = (
             (lambda edge, measured=measured: measured[edge.index])
@@ -400,7 +409,7 @@ def _nb201_cell_backward(
         own_grad = _backward_one(
             grad[a],
             own,
-            edges_of(choices),
+            edges_of(choices[a]),
             saved,
             weights,
             used,
@@ -433,22 +442,22 @@ def _(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     images, selection, weights, running_mean, running_var, *options = inputs
     ctx.training, ctx.count_include_pad, ctx.eps, ctx.dense_grad, _ = options
-    _, statistics, output_statistics, raw, nodes = output
+    _, statistics, output_statistics, kept = output
     ctx.save_for_backward(
-        images, selection, statistics, *weights, *running_mean, *running_var, *raw, *nodes
+        images, selection, statistics, kept, *weights, *running_mean, *running_var
     )
-    ctx.counts = [len(group) for group in (weights, running_mean, running_var, raw, nodes)]
-    ctx.mark_non_differentiable(statistics, output_statistics, *raw, *nodes)
+    ctx.counts = [len(group) for group in (weights, running_mean, running_var)]
+    ctx.mark_non_differentiable(statistics, output_statistics, kept)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    images, selection, statistics, *rest = ctx.saved_tensors
+    images, selection, statistics, kept, *rest = ctx.saved_tensors
     groups = []
     for count in ctx.counts:
         groups.append(rest[:count])
         rest = rest[count:]
-    weights, running_mean, running_var, raw, nodes = groups
+    weights, running_mean, running_var = groups
     needed = list(ctx.needs_input_grad[2])
     none = [None] * len(running_mean)
     if grad is None:
@@ -461,8 +470,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         running_mean,
         running_var,
         statistics,
-        raw,
-        nodes,
+        kept,
         ctx.training,
         ctx.count_include_pad,
         ctx.eps,

@@ -60,6 +60,10 @@ def update_statistics(
     )
 
 
+def _fail(argument: str, wanted: str, got: object) -> ValueError:
+    return ValueError(f"update_statistics: {argument}: wanted {wanted}, got {got}")
+
+
 def _check(
     running_mean: Sequence[Tensor],
     running_var: Sequence[Tensor],
@@ -68,9 +72,6 @@ def _check(
     rows: Tensor,
     counts: Sequence[int],
 ) -> None:
-    def fail(argument: str, wanted: str, got: object) -> ValueError:
-        return ValueError(f"update_statistics: {argument}: wanted {wanted}, got {got}")
-
     length = len(running_mean)
     for name, values in (
         ("running_var", running_var),
@@ -79,24 +80,31 @@ def _check(
         ("counts", counts),
     ):
         if len(values) != length:
-            raise fail(name, f"{length} entries, as many as running_mean", len(values))
+            raise _fail(name, f"{length} entries, as many as running_mean", len(values))
     if rows.dtype != torch.int64 or rows.dim() != 2 or rows.shape[0] != length:
-        raise fail("rows", f"int64 [{length}, A]", f"{rows.dtype} {list(rows.shape)}")
-    for i, (mean, row_of) in enumerate(zip(running_mean, rows.tolist(), strict=True)):
+        raise _fail("rows", f"int64 [{length}, A]", f"{rows.dtype} {list(rows.shape)}")
+    for i, mean in enumerate(running_mean):
         if mean.dim() != 2:
-            raise fail(f"running_mean[{i}]", "[S, C]", list(mean.shape))
+            raise _fail(f"running_mean[{i}]", "[S, C]", list(mean.shape))
         for name, tensor, dtype, shape in (
             ("running_var", running_var[i], mean.dtype, mean.shape),
             ("num_batches_tracked", num_batches_tracked[i], torch.int64, mean.shape[:1]),
-            ("statistics", statistics[i], mean.dtype, (len(row_of), 2, mean.shape[1])),
+            ("statistics", statistics[i], mean.dtype, (rows.shape[1], 2, mean.shape[1])),
         ):
             if tensor.dtype != dtype or tensor.shape != shape:
                 got = f"{tensor.dtype} {list(tensor.shape)}"
-                raise fail(f"{name}[{i}]", f"{dtype} {list(shape)}", got)
-        if row_of and not -1 <= min(row_of) <= max(row_of) < mean.shape[0]:
-            raise fail(f"rows[{i}]", f"rows in [-1, {mean.shape[0]})", row_of)
+                raise _fail(f"{name}[{i}]", f"{dtype} {list(shape)}", got)
         if counts[i] < 1:
-            raise fail(f"counts[{i}]", "at least 1", counts[i])
+            raise _fail(f"counts[{i}]", "at least 1", counts[i])
+
+
+def _checked_rows(rows: Tensor, running_mean: Sequence[Tensor]) -> list[list[int]]:
+    """The rows as integers, checked where they are read: a graph cannot read them."""
+    values: list[list[int]] = rows.tolist()
+    for i, (row_of, mean) in enumerate(zip(values, running_mean, strict=True)):
+        if row_of and not -1 <= min(row_of) <= max(row_of) < mean.shape[0]:
+            raise _fail(f"rows[{i}]", f"rows in [-1, {mean.shape[0]})", row_of)
+    return values
 
 
 def reference(
@@ -109,7 +117,7 @@ def reference(
     momentum: float | None,
 ) -> None:
     """The same in plain torch."""
-    for i, row_of in enumerate(rows.tolist()):
+    for i, row_of in enumerate(_checked_rows(rows, running_mean)):
         unbias = counts[i] / max(counts[i] - 1, 1)
         for measured, row in zip(statistics[i], row_of, strict=True):
             if row < 0:

@@ -58,7 +58,10 @@ def choices(operation: str, argument: str, value: object, sizes: tuple[int, ...]
             message(operation, argument, f"of shape [..., {len(sizes)}]", list(value.shape))
         )
     outside = (value < 0) | (value >= value.new_tensor(sizes))
-    if outside.any():
+    if torch.compiler.is_compiling():  # a graph cannot branch on values, but it can stop
+        wanted = f"in range for {sizes} candidates"
+        torch._assert_async(~outside.any(), message(operation, argument, wanted, "another choice"))
+    elif outside.any():
         position = outside.nonzero()[0].tolist()
         wanted = f"in 0..{sizes[position[-1]] - 1} at {position}"
         raise ValueError(message(operation, argument, wanted, int(value[tuple(position)])))

@@ -115,8 +115,8 @@ NATIVE = (
     Mutant(
         "the last pixels of a row forgotten",
         _DENSE_WEIGHT,
-        "x < count + 2; ++x) edge(x);",
-        "x < count + 2 - MUTANT; ++x) edge(x);",
+        "x - k >= count) return;",
+        "x - k >= count - MUTANT) return;",
         _EXACT,
     ),
     Mutant(

@@ -243,13 +243,13 @@ def test_opcheck_of_backward(recompute: bool) -> None:
     tensors = layer.inputs()
     arguments = (tensors["input"][None], selection, *layer.banks(tensors), *layer.running())
     options = (2, True, 1e-5)
-    _, statistics, slots = torch.ops.cwkernels.inverted_bottleneck(
+    _, statistics, kept = torch.ops.cwkernels.inverted_bottleneck(
         *arguments, *options, recompute, False, True
     )
     gradient = cotangents(layer, selection)["output"]
     torch.library.opcheck(
         torch.ops.cwkernels.inverted_bottleneck_backward.default,
-        (gradient, *arguments, statistics, slots, *options, True),
+        (gradient, *arguments, statistics, kept, *options, recompute, True),
     )
 
 
