@@ -174,23 +174,30 @@ class SuperNetwork(nn.Module):
 
         An architecture at a time: how a matrix product rounds depends on its number of rows.
         """
-        if features.dim() == 5:
+        if features.dim() == 5 and not torch.compiler.is_compiling():
             return torch.stack([self._classify(own) for own in features])
-        logits: Tensor = self.classifier(features.mean((-2, -1)))
+        pooled = features.mean((-2, -1))
+        if features.dim() == 5:  # in a graph, where a loop would fix their number
+            weight = self.classifier.weight.T.expand(pooled.shape[0], -1, -1)
+            return torch.baddbmm(self.classifier.bias, pooled, weight)
+        logits: Tensor = self.classifier(pooled)
         return logits
 
     def _check_images(self, images: Tensor, arch: Tensor) -> None:
-        wanted = "[N, 3, H, W]" + (f" or [{arch.shape[0]}, N, 3, H, W]" if arch.dim() == 2 else "")
+        def wanted() -> str:  # only where it is needed: a graph would fix the number A in it
+            several = f" or [{arch.shape[0]}, N, 3, H, W]" if arch.dim() == 2 else ""
+            return "[N, 3, H, W]" + several
+
         if not isinstance(images, Tensor):
             got = type(images).__name__
-            raise TypeError(f"forward: images: wanted a tensor {wanted}, got {got}")
+            raise TypeError(f"forward: images: wanted a tensor {wanted()}, got {got}")
         if images.dtype != self.classifier.weight.dtype:
-            wanted = f"{self.classifier.weight.dtype}, the network's own"
-            raise TypeError(f"forward: images: wanted {wanted}, got {images.dtype}")
+            own = f"{self.classifier.weight.dtype}, the network's own"
+            raise TypeError(f"forward: images: wanted {own}, got {images.dtype}")
         *lead, n, channels, height, width = images.shape if images.dim() > 3 else (0,) * 4
         fits = not lead or (arch.dim() == 2 and lead == [arch.shape[0]])
         if not fits or channels != 3 or not n * height * width:
-            raise ValueError(f"forward: images: wanted {wanted}, got {list(images.shape)}")
+            raise ValueError(f"forward: images: wanted {wanted()}, got {list(images.shape)}")
 
 
 def _steps(bank: Bank, other: Bank) -> list[Tensor] | None:
