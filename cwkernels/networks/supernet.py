@@ -39,7 +39,8 @@ class SuperNetwork(nn.Module):
         self.last_rows: Tensor | None = None
         self.set_maps = nn.ModuleList(SetMap(space.num_candidates) for _ in space.decisions)
         widest = max(space.num_candidates)
-        self._codes = torch.zeros((space.num_decisions, widest), dtype=torch.int64)
+        # On the host, as architectures are, whatever the default device.
+        self._codes = torch.zeros((space.num_decisions, widest), dtype=torch.int64, device="cpu")
         for d, decision in enumerate(space.decisions):
             for choice, candidate in enumerate(decision.candidates):
                 self._codes[d, choice] = candidate.code
@@ -87,7 +88,7 @@ class SuperNetwork(nn.Module):
                 continue
             sources = set_map.rows(combinations)
             self._grow(decision, sources)
-            set_map.assign(predecessors, torch.arange(combinations.shape[0]))
+            set_map.assign(predecessors, torch.arange(combinations.shape[0], device="cpu"))
 
     def _chosen(self, decisions: Iterable[int] | None) -> list[int]:
         total = self.space.num_decisions
@@ -101,8 +102,10 @@ class SuperNetwork(nn.Module):
     def _combinations(self, predecessors: Sequence[int]) -> Tensor:
         """Architectures [combinations, D] that make each combination of the predecessors."""
         sizes = [self.space.num_candidates[d] for d in predecessors]
-        archs = torch.zeros((prod(sizes), self.space.num_decisions), dtype=torch.int64)
-        number = torch.arange(prod(sizes))
+        archs = torch.zeros(
+            (prod(sizes), self.space.num_decisions), dtype=torch.int64, device="cpu"
+        )
+        number = torch.arange(prod(sizes), device="cpu")
         for decision, size in zip(reversed(predecessors), reversed(sizes), strict=True):
             archs[:, decision] = number % size
             number = number // size
@@ -156,7 +159,7 @@ class SuperNetwork(nn.Module):
         if arch.dim() > 2 or not arch.numel():
             wanted = f"int64 [{arch.shape[-1]}] or [A, {arch.shape[-1]}], A at least 1"
             raise ValueError(f"forward: arch: wanted {wanted}, got {list(arch.shape)}")
-        codes = self._codes[torch.arange(self.space.num_decisions), arch]
+        codes = self._codes[torch.arange(self.space.num_decisions, device="cpu"), arch]
         rows = torch.stack([set_map.rows(arch) for set_map in self._maps()], dim=-1)
         return torch.stack([codes, rows], dim=-1)
 
@@ -219,7 +222,7 @@ class Recorder:
     def fixed(self, norm: FixedNorm, measured: Tensor, count: int) -> None:
         """A shared batch norm: every architecture updates its one row, in order."""
         statistics = measured.expand(self.architectures, *measured.shape[-2:])
-        rows = torch.zeros(self.architectures, dtype=torch.int64)
+        rows = torch.zeros(self.architectures, dtype=torch.int64, device="cpu")
         self.measurements.append(Measurement(norm.statistics, statistics, rows, count))
 
     def write(self, momentum: float | None) -> None:

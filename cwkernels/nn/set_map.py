@@ -1,8 +1,8 @@
 """SetMap: which weight set a decision reads, as data."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +28,22 @@ class SetMap(nn.Module):
         self.num_candidates = tuple(num_candidates)
         self.register_buffer("reads", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("set_of", torch.zeros(1, dtype=torch.int64))
-        self._refresh()
+        # The map itself is on the host, where rows are looked up without a sync; the buffers show
+        # it to `state_dict`, and may lie on a device, or on the meta device with no values.
+        self._host_reads: list[int] = []
+        self._host_set_of = torch.zeros(1, dtype=torch.int64, device="cpu")
+        self._write()
 
-    def _refresh(self) -> None:
-        """Keeps host copies: rows are looked up for architectures on the CPU without a sync."""
-        self._host_reads: list[int] = self.reads.tolist()
-        self._host_set_of = self.set_of.cpu()
+    def _write(self) -> None:
+        """Fills the buffers from the map."""
+        if not self.set_of.is_meta:
+            self.reads.copy_(torch.tensor(self._host_reads, dtype=torch.int64, device="cpu"))
+            self.set_of.copy_(self._host_set_of)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._write()  # `to_empty` brings buffers without values
+        return self
 
     @property
     def num_sets(self) -> int:
@@ -53,10 +63,11 @@ class SetMap(nn.Module):
         """
         if (fault := self._fault(reads, set_of)) is not None:
             raise ValueError(f"SetMap.assign: {fault}")
-        device = self.reads.device
-        self.reads = torch.tensor(list(reads), dtype=torch.int64, device=device)
-        self.set_of = set_of.to(device, copy=True)
-        self._refresh()
+        self._host_reads = list(reads)
+        self._host_set_of = set_of.to("cpu", copy=True)
+        self.reads = self.reads.new_empty(len(self._host_reads))
+        self.set_of = self.set_of.new_empty(set_of.shape)
+        self._write()
 
     def _fault(self, reads: Sequence[int], set_of: object) -> str | None:
         """What is wrong with a map: argument, wanted, got."""
@@ -75,7 +86,7 @@ class SetMap(nn.Module):
 
     def rows(self, arch: Tensor) -> Tensor:
         """The rows that architectures read: int64 [..., D] on the CPU to int64 [...]."""
-        number = torch.zeros(arch.shape[:-1], dtype=torch.int64)
+        number = torch.zeros(arch.shape[:-1], dtype=torch.int64, device="cpu")
         for decision in self._host_reads:
             number = number * self.num_candidates[decision] + arch[..., decision]
         # Not an index: a scalar one would read its value, which a compiled graph cannot.
@@ -108,4 +119,6 @@ class SetMap(nn.Module):
             unexpected_keys,
             error_msgs,
         )
-        self._refresh()
+        if isinstance(reads, Tensor) and isinstance(set_of, Tensor):
+            self._host_reads = reads.tolist()
+            self._host_set_of = set_of.to("cpu", copy=True)

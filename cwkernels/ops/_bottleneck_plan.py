@@ -1,6 +1,7 @@
 """What a NAS-Bench-Macro layer may run: its operation codes, and the shapes of its banks."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -22,3 +23,49 @@ def bank_shapes(weights: Sequence[Tensor]) -> list[tuple[int, ...]]:
             (sets, out_channels, hidden, 1, 1),
         ]
     return [*shapes, (sets, out_channels, in_channels, 1, 1)]
+
+
+def statistics_slice(weights: Sequence[Tensor], bank: int) -> slice:
+    """Where the statistics of a bank's output lie in the last dimension that the layer returns.
+
+    The layout is [expanded | depthwise | projected], as wide as the largest candidate needs.
+    """
+    hidden = _hidden(weights)
+    place = 2 if bank == PROJECTION else bank % 3
+    return slice(place * hidden, place * hidden + weights[bank].shape[1])
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One convolution of a candidate; `relu`: behind its batch norm."""
+
+    bank: int
+    stride: int
+    groups: int
+    relu: bool
+
+
+def chain_of(code: int, weights: Sequence[Tensor], stride: int) -> list[Convolution]:
+    """The convolutions that a choice runs; none for a plain identity."""
+    if code == IDENTITY:
+        return [Convolution(PROJECTION, stride, 1, False)] if len(weights) > PROJECTION else []
+    first = (code - K3_E3) * 3
+    return [
+        Convolution(first, 1, 1, True),
+        Convolution(first + 1, stride, weights[first + 1].shape[1], True),
+        Convolution(first + 2, 1, 1, False),
+    ]
+
+
+def has_residual(code: int, weights: Sequence[Tensor], stride: int) -> bool:
+    """Whether the input is added to the output: a bottleneck that keeps the shape."""
+    return code != IDENTITY and stride == 1 and weights[2].shape[1] == weights[0].shape[2]
+
+
+def statistics_width(weights: Sequence[Tensor]) -> int:
+    """The last dimension of the statistics that the layer returns."""
+    return 2 * _hidden(weights) + weights[2].shape[1]
+
+
+def _hidden(weights: Sequence[Tensor]) -> int:
+    return max(weights[0].shape[1], weights[3].shape[1])

@@ -18,6 +18,17 @@ def check_rows(operation: str, rows: Tensor, num_rows: int) -> list[int]:
     return values
 
 
+def first_order_only(operation: str) -> None:
+    """Raises in a backward pass that is recorded: torch would take its own gradient for zero."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{operation}: backward: wanted create_graph=False, got True")
+
+
+def one_row(row: int) -> Tensor:
+    """Rows [1], on the host whatever the default device."""
+    return torch.tensor([row], dtype=torch.int64, device="cpu")
+
+
 def sum_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Sums `values` [M, ...] of equal `rows` [M], in order: sorted unique rows and their sums."""
     unique, place = torch.unique(rows, return_inverse=True)
@@ -82,7 +93,7 @@ class BankGradients:
         _, values = torch.ops.cwkernels.gather_conv_backward_weight(
             grad[None],
             input[None],
-            torch.tensor([row]),
+            one_row(row),
             self.weights[bank].shape[-1],
             stride,
             groups,
@@ -93,7 +104,7 @@ class BankGradients:
         """Sorted unique rows and their values, for each bank; empty where none was read."""
         all_rows, all_values = [], []
         for weight, row_list, value_list in zip(self.weights, self.rows, self.values, strict=True):
-            rows = torch.tensor(row_list, dtype=torch.int64)
+            rows = torch.tensor(row_list, dtype=torch.int64, device="cpu")
             if not value_list:
                 values = weight.new_empty((0, *weight.shape[1:]))
             elif len(value_list) == 1:

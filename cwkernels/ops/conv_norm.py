@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cwkernels.ops import _library  # noqa: F401
+from cwkernels.ops._compact import first_order_only
 from cwkernels.ops._norm import (
     Norm,
     NormGradient,
@@ -149,7 +150,7 @@ def _conv_norm(
     loaded = stack(
         [_load(own, norm, relu, pool, eps) for own, norm in zip(images, all_norms, strict=True)]
     )
-    rows = torch.zeros(images.shape[0], dtype=torch.int64)
+    rows = torch.zeros(images.shape[0], dtype=torch.int64, device="cpu")
     bank = weight.contiguous()[None]
     output = torch.ops.cwkernels.gather_conv(loaded, bank, rows, stride, 1, False)
     measured = torch.stack([batch_statistics(own) for own in output])
@@ -199,7 +200,7 @@ def _conv_norm_backward(
     loaded = stack(
         [_load(own, norm, relu, pool, eps) for own, norm in zip(images, all_norms, strict=True)]
     )
-    rows = torch.zeros(images.shape[0], dtype=torch.int64)
+    rows = torch.zeros(images.shape[0], dtype=torch.int64, device="cpu")
     _, grad_weight = torch.ops.cwkernels.gather_conv_backward_weight(
         grads, loaded, rows, weight.shape[-1], stride, 1
     )
@@ -264,6 +265,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    first_order_only("conv_norm")
     input, weight, statistics, scale, shift = ctx.saved_tensors
     grad_input, grad_weight, grad_scale, grad_shift = torch.ops.cwkernels.conv_norm_backward(
         grad, input, weight, statistics, scale, shift, *ctx.options, ctx.needs_input_grad[0]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cwkernels.ops import _library  # noqa: F401
-from cwkernels.ops._compact import bank_gradient, check_rows, select_row, sum_rows
+from cwkernels.ops._compact import bank_gradient, check_rows, first_order_only, select_row, sum_rows
 from cwkernels.ops.backend import current_backend
 
 
@@ -55,6 +55,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    first_order_only("copy_rows")
     bank, rows = ctx.saved_tensors
     return bank_gradient(*sum_rows(rows, grad), bank.shape, ctx.dense_grad), None, None
 

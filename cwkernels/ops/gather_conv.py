@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cwkernels.ops import _library  # noqa: F401
-from cwkernels.ops._compact import bank_gradient, check_rows, select_row
+from cwkernels.ops._compact import bank_gradient, check_rows, first_order_only, select_row
 from cwkernels.ops.backend import current_backend
 
 
@@ -127,9 +127,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled():
-        # torch would take the gradient of what is computed below for zero.
-        raise RuntimeError("gather_conv: backward: wanted create_graph=False, got True")
+    first_order_only("gather_conv")
     images, weight, rows = ctx.saved_tensors
     grad_images = grad_weight = None
     if ctx.needs_input_grad[0]:

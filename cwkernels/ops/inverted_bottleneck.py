@@ -1,7 +1,6 @@
 """inverted_bottleneck: a NAS-Bench-Macro layer, running what its architecture chose."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,9 +8,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cwkernels.ops import _library  # noqa: F401
-from cwkernels.ops._bottleneck_plan import IDENTITY, K3_E3, NUM_CODES, PROJECTION, bank_shapes
-from cwkernels.ops._compact import BankGradients, bank_gradients, select_row
-from cwkernels.ops._images import batches_of, channels_last, images_of, sum_shared
+from cwkernels.ops._bottleneck_plan import (
+    NUM_CODES,
+    PROJECTION,
+    Convolution,
+    bank_shapes,
+    chain_of,
+    has_residual,
+    statistics_slice,
+    statistics_width,
+)
+from cwkernels.ops._compact import (
+    BankGradients,
+    bank_gradients,
+    first_order_only,
+    one_row,
+    select_row,
+)
+from cwkernels.ops._images import Slots, batches_of, channels_last, images_of, sum_shared
 from cwkernels.ops._norm import (
     Norm,
     batch_statistics,
@@ -23,15 +37,7 @@ from cwkernels.ops._norm import (
 )
 from cwkernels.ops.backend import current_backend
 
-
-def statistics_slice(weights: Sequence[Tensor], bank: int) -> slice:
-    """Where the statistics of a bank's output lie in the last dimension that the layer returns.
-
-    The layout is [expanded | depthwise | projected], as wide as the largest candidate needs.
-    """
-    hidden = _hidden(weights)
-    place = 2 if bank == PROJECTION else bank % 3
-    return slice(place * hidden, place * hidden + weights[bank].shape[1])
+__all__ = ["inverted_bottleneck", "reference", "statistics_slice"]
 
 
 def inverted_bottleneck(
@@ -177,40 +183,6 @@ def _choices(selection: Tensor, weights: Sequence[Tensor]) -> list[tuple[int, in
     return choices
 
 
-@dataclass(frozen=True)
-class _Convolution:
-    """One convolution of a candidate."""
-
-    bank: int
-    stride: int
-    groups: int
-    relu: bool  # behind its batch norm
-
-
-def _chain(code: int, weights: Sequence[Tensor], stride: int) -> list[_Convolution]:
-    """The convolutions that a choice runs; none for a plain identity."""
-    if code == IDENTITY:
-        return [_Convolution(PROJECTION, stride, 1, False)] if len(weights) > PROJECTION else []
-    first = (code - K3_E3) * 3
-    return [
-        _Convolution(first, 1, 1, True),
-        _Convolution(first + 1, stride, weights[first + 1].shape[1], True),
-        _Convolution(first + 2, 1, 1, False),
-    ]
-
-
-def _has_residual(code: int, weights: Sequence[Tensor], stride: int) -> bool:
-    return code != IDENTITY and stride == 1 and weights[2].shape[1] == weights[0].shape[2]
-
-
-def _width(weights: Sequence[Tensor]) -> int:
-    return 2 * _hidden(weights) + weights[2].shape[1]
-
-
-def _hidden(weights: Sequence[Tensor]) -> int:
-    return max(weights[0].shape[1], weights[3].shape[1])
-
-
 def reference(
     images: Tensor,
     selection: Tensor,
@@ -225,8 +197,8 @@ def reference(
     outputs, all_statistics = [], []
     for a, (code, row) in enumerate(_choices(selection, weights)):
         value = own = images_of(images, a)
-        statistics = images.new_zeros((2, _width(weights)))
-        for conv in _chain(code, weights, stride):
+        statistics = images.new_zeros((2, statistics_width(weights)))
+        for conv in chain_of(code, weights, stride):
             i = conv.bank
             weight, scale, shift = (
                 select_row(banks[i], row, dense_grad) for banks in (weights, scales, shifts)
@@ -240,36 +212,26 @@ def reference(
                 used = torch.stack([running_mean[i][row], running_var[i][row]])
             value = reference_normalize(raw, Norm(used, scale, shift), training, eps)
             value = F.relu(value) if conv.relu else value
-        outputs.append(value + own if _has_residual(code, weights, stride) else value)
+        outputs.append(value + own if has_residual(code, weights, stride) else value)
         all_statistics.append(statistics)
     return torch.stack(outputs), torch.stack(all_statistics)
 
 
-def _convolve(images: Tensor, weights: list[Tensor], conv: _Convolution, row: int) -> Tensor:
+def _convolve(images: Tensor, weights: list[Tensor], conv: Convolution, row: int) -> Tensor:
     output: Tensor = torch.ops.cwkernels.gather_conv(
-        images[None], weights[conv.bank], torch.tensor([row]), conv.stride, conv.groups, False
+        images[None],
+        weights[conv.bank],
+        one_row(row),
+        conv.stride,
+        conv.groups,
+        False,
     )
     return output[0]
 
 
-def _activate(raw: Tensor, norm: Norm, conv: _Convolution, eps: float) -> Tensor:
+def _activate(raw: Tensor, norm: Norm, conv: Convolution, eps: float) -> Tensor:
     value = normalize(raw, norm, eps)
     return value.relu_() if conv.relu else value
-
-
-class _Slots:
-    """Images that a forward pass leaves for backward: pieces of one flat tensor, in order."""
-
-    def __init__(self, flat: Tensor) -> None:
-        self._flat = flat
-        self._used = 0
-
-    def next(self, shape: torch.Size) -> Tensor:
-        """The next piece, [N, C, H, W], channels-last in memory."""
-        n, c, height, width = shape
-        piece = self._flat[self._used : self._used + shape.numel()]
-        self._used += shape.numel()
-        return piece.view(n, height, width, c).permute(0, 3, 1, 2)
 
 
 class _Layer:
@@ -307,7 +269,7 @@ class _Layer:
         """What each convolution of a choice gives for images of `shape`."""
         n, _, height, width = shape
         shapes = []
-        for conv in _chain(code, self.weights, self.stride):
+        for conv in chain_of(code, self.weights, self.stride):
             height, width = ((side - 1) // conv.stride + 1 for side in (height, width))
             shapes.append(torch.Size((n, self.weights[conv.bank].shape[1], height, width)))
         return shapes
@@ -321,9 +283,9 @@ class _Layer:
         self, images: Tensor, code: int, row: int, kept: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Output and statistics [2, width]; the last raw tensors are copied into `kept`."""
-        measured = images.new_zeros((2, _width(self.weights)))
+        measured = images.new_zeros((2, statistics_width(self.weights)))
         value = images
-        chain = _chain(code, self.weights, self.stride)
+        chain = chain_of(code, self.weights, self.stride)
         slots = [None] * (len(chain) - len(kept)) + kept
         for conv, slot in zip(chain, slots, strict=True):
             raw = _convolve(value, self.weights, conv, row)
@@ -331,7 +293,7 @@ class _Layer:
             value = _activate(raw, self.norm(conv.bank, row, measured), conv, self.eps)
             if slot is not None:
                 slot.copy_(raw)
-        if _has_residual(code, self.weights, self.stride):
+        if has_residual(code, self.weights, self.stride):
             value += images
         return value, measured
 
@@ -346,7 +308,7 @@ class _Layer:
     ) -> Tensor:
         """The gradient of the images; those of the banks go into `gradients`."""
         code, row = choice
-        chain = _chain(code, self.weights, self.stride)
+        chain = chain_of(code, self.weights, self.stride)
         norms = [self.norm(conv.bank, row, measured) for conv in chain]
         loaded, known = [images], []
         slots = [None] * (len(chain) - len(kept)) + kept
@@ -369,12 +331,12 @@ class _Layer:
             incoming = torch.ops.cwkernels.gather_conv_backward_input(
                 normed.input[None],
                 self.weights[conv.bank],
-                torch.tensor([row]),
+                one_row(row),
                 [1, *loaded[i].shape],
                 conv.stride,
                 conv.groups,
             )[0]
-        return incoming + grad if _has_residual(code, self.weights, self.stride) else incoming
+        return incoming + grad if has_residual(code, self.weights, self.stride) else incoming
 
 
 @torch.library.custom_op("cwkernels::inverted_bottleneck", mutates_args=())
@@ -399,7 +361,7 @@ def _inverted_bottleneck(
         layer.kept_shapes(images.shape[1:], code, recompute) if keep else [] for code, _ in choices
     ]
     kept = images.new_empty(sum(shape.numel() for own in shapes for shape in own))
-    slots = _Slots(kept)
+    slots = Slots(kept)
     outputs, statistics = [], []
     for a, (code, row) in enumerate(choices):
         own = images_of(images, a)
@@ -429,8 +391,9 @@ def _(
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     a = selection.shape[0]
-    statistics = images.new_empty((a, 2, _width(weights)))
-    kept = images.new_empty(torch.library.get_ctx().new_dynamic_size(min=0))
+    statistics = images.new_empty((a, 2, statistics_width(weights)))
+    keep = options[-1]
+    kept = images.new_empty(torch.library.get_ctx().new_dynamic_size(min=0) if keep else 0)
     return _output_like(images, a, weights, stride), statistics, kept
 
 
@@ -459,7 +422,7 @@ def _inverted_bottleneck_backward(
         BankGradients(shifts, True),
     )
     image_grads = []
-    slots = _Slots(kept)
+    slots = Slots(kept)
     for a, (code, row) in enumerate(selection.tolist()):
         shapes = layer.kept_shapes(images.shape[1:], code, recompute)
         own_grad = layer.backward(
@@ -512,6 +475,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    first_order_only("inverted_bottleneck")
     images, selection, statistics, kept, *rest = ctx.saved_tensors
     groups = [rest[i * ctx.length : (i + 1) * ctx.length] for i in range(5)]
     needed = ctx.needs_input_grad

@@ -17,7 +17,13 @@ from cwkernels.ops._cell_plan import (
     kept_of,
     origins_of,
 )
-from cwkernels.ops._compact import BankGradients, bank_gradients, select_row
+from cwkernels.ops._compact import (
+    BankGradients,
+    bank_gradients,
+    first_order_only,
+    one_row,
+    select_row,
+)
 from cwkernels.ops._images import batches_of, channels_last, images_of, sum_shared
 from cwkernels.ops._norm import (
     Norm,
@@ -208,7 +214,7 @@ def reference(
 
 
 def _convolve(images: Tensor, bank: Tensor, row: int) -> Tensor:
-    rows = torch.tensor([row])
+    rows = one_row(row)
     output: Tensor = torch.ops.cwkernels.gather_conv(images[None], bank, rows, 1, 1, False)
     return output
 
@@ -325,11 +331,12 @@ def _(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     a, c = selection.shape[0], images.shape[2]
+    rows = torch.library.get_ctx().new_dynamic_size(min=0) if keep else 0
     return (
         channels_last(images, a),
         images.new_empty((a, 6, 2, c)),
         images.new_empty((a, 2, c)),
-        channels_last(images, torch.library.get_ctx().new_dynamic_size(min=0)),
+        channels_last(images, rows),
     )
 
 
@@ -370,7 +377,12 @@ def _backward_one(
                 read = rectified[origin]
             gradients.add_convolution(bank, edge.row, incoming, read)
             incoming = torch.ops.cwkernels.gather_conv_backward_input(
-                incoming[None], weights[bank], torch.tensor([edge.row]), [1, *node.shape], 1, 1
+                incoming[None],
+                weights[bank],
+                one_row(edge.row),
+                [1, *node.shape],
+                1,
+                1,
             )[0]
             if edge.code in CONVOLUTIONS:
                 incoming = torch.ops.aten.threshold_backward(incoming, node, 0)
@@ -452,6 +464,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    first_order_only("nb201_cell")
     images, selection, statistics, kept, *rest = ctx.saved_tensors
     groups = []
     for count in ctx.counts:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cwkernels.ops import _library  # noqa: F401
+from cwkernels.ops._compact import first_order_only
 from cwkernels.ops._images import in_channels_last
 from cwkernels.ops._norm import (
     check_norm,
@@ -154,6 +155,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    first_order_only("norm_add")
     input, statistics, scale, shift, output = ctx.saved_tensors
     if ctx.relu:
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
