@@ -1,0 +1,1 @@
+"""Calls of the operations as data: one module, and one list, per operation."""
