@@ -12,6 +12,7 @@ from cwkernels.testing.compare import (
     assert_as_close,
     assert_bitwise,
     assert_close_to_reference,
+    assert_within,
     compact_rows,
     refused,
     relative_error,
@@ -35,11 +36,19 @@ from cwkernels.testing.inputs import (
     small_integers,
     statistics_of,
 )
-from cwkernels.testing.tolerances import LEAST_NONZERO, TOLERANCES, Tolerance
+from cwkernels.testing.tolerances import (
+    ALLOWANCES,
+    LEAST_NONZERO,
+    TOLERANCES,
+    Allowance,
+    Tolerance,
+)
 
 __all__ = [
+    "ALLOWANCES",
     "LEAST_NONZERO",
     "TOLERANCES",
+    "Allowance",
     "ConvCase",
     "Draw",
     "Expected",
@@ -51,6 +60,7 @@ __all__ = [
     "assert_as_close",
     "assert_bitwise",
     "assert_close_to_reference",
+    "assert_within",
     "cast",
     "channels_last",
     "compact_rows",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cwkernels.testing.functions import Expected, Results
-from cwkernels.testing.tolerances import LEAST_NONZERO, TOLERANCES
+from cwkernels.testing.tolerances import ALLOWANCES, LEAST_NONZERO, TOLERANCES
 
 
 def relative_error(result: Tensor, reference: Tensor) -> float:
@@ -71,6 +71,25 @@ def _assert_comparable(name: str, result: Tensor, reference: Tensor, nonzero: fl
     assert share >= nonzero, f"{name}: the reference is zero but for {share:.1%} of its elements"
     bad = int((~torch.isfinite(result)).sum())
     assert bad == 0, f"{name}: {bad} of {result.numel()} elements are not finite"
+
+
+def assert_within(row: str, name: str, result: Tensor, expected: Tensor) -> None:
+    """Raises AssertionError unless all elements are as close as a row of `ALLOWANCES` says.
+
+    Args:
+        row: the name of the row.
+        name: of the tensor, for the message.
+        result: what is tested.
+        expected: the same, in `result`'s dtype, computed another way.
+    """
+    allowed = ALLOWANCES[row]
+    torch.testing.assert_close(
+        result,
+        expected,
+        rtol=allowed.relative,
+        atol=allowed.absolute,
+        msg=lambda text: f"{name}: {text}",
+    )
 
 
 def compact_rows(name: str, gradient: Tensor) -> tuple[list[int], Tensor]:

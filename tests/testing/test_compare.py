@@ -1,13 +1,18 @@
 """The comparators themselves: what is wrong fails, and the message says what and by how much."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from cwkernels.testing import (
+    ALLOWANCES,
     assert_as_close,
     assert_bitwise,
     assert_close_to_reference,
+    assert_within,
     compact_rows,
     dense_random,
     evaluate,
@@ -75,6 +80,46 @@ def test_a_result_that_is_not_finite_fails(bad: float) -> None:
     result[3] = bad
     with pytest.raises(AssertionError, match="1 of 10 elements are not finite"):
         assert_close_to_reference("tensor", result, reference, reference.float(), terms=10)
+
+
+@pytest.mark.parametrize("row", ALLOWANCES)
+def test_two_ways_may_differ_by_what_their_row_allows(row: str) -> None:
+    dtype = torch.float64 if row.startswith("float64") else torch.float32
+    expected = torch.tensor([0.0, 1.0, -2.0], dtype=dtype)
+    allowed = ALLOWANCES[row].absolute + ALLOWANCES[row].relative * expected.abs()
+    assert_within(row, "tensor", expected + 0.9 * allowed, expected)
+    for place in range(3):
+        result = expected + 0.9 * allowed
+        result[place] += 0.5 * allowed[place]
+        with pytest.raises(AssertionError, match=r"^tensor: .*not close"):
+            assert_within(row, "tensor", result, expected)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        torch.tensor([1.0, torch.nan]),
+        torch.tensor([1.0]),
+        torch.tensor([[1.0, 2.0]]),
+        torch.tensor([1.0, 2.0]).double(),
+    ],
+    ids=["nan", "short", "shape", "dtype"],
+)
+def test_what_is_within_is_comparable(result: Tensor) -> None:
+    with pytest.raises(AssertionError, match=r"^tensor: "):
+        assert_within("float32 network", "tensor", result, torch.tensor([1.0, 2.0]))
+
+
+def test_there_is_one_table_of_tolerances() -> None:
+    root = Path(__file__).parents[2]
+    elsewhere = [
+        f"{path.relative_to(root)}: {line.strip()}"
+        for folder in ("bench", "tests")
+        for path in sorted((root / folder).rglob("*.py"))
+        for line in path.read_text().splitlines()
+        if re.search(r"\b[ra]tol=|allclose\(|\bTOLERANCE =", line) and path != Path(__file__)
+    ]
+    assert elsewhere == []
 
 
 def sparse_rows(*rows: int) -> Tensor:
