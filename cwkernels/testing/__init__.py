@@ -7,6 +7,8 @@ the same computation in float64 is that of stock torch.
 which nothing else here needs.
 """
 
+from cwkernels.testing.cases import network_calls
+from cwkernels.testing.cases.call import Call
 from cwkernels.testing.cases.gather_conv import ConvCase, network_cases
 from cwkernels.testing.compare import (
     assert_as_close,
@@ -49,6 +51,7 @@ __all__ = [
     "LEAST_NONZERO",
     "TOLERANCES",
     "Allowance",
+    "Call",
     "ConvCase",
     "Draw",
     "Expected",
@@ -69,6 +72,7 @@ __all__ = [
     "dense_random",
     "evaluate",
     "expect",
+    "network_calls",
     "network_cases",
     "on_device",
     "poisoned_memory",

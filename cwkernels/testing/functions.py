@@ -18,7 +18,8 @@ def evaluate(function: Function, inputs: Tensors, cotangents: Tensors) -> dict[s
     Args:
         function: named tensors to named tensors.
         inputs: its argument.
-        cotangents: for each differentiable output that is differentiated, its gradient.
+        cotangents: for each differentiable output that is differentiated, its gradient; none and
+            there is no backward pass.
 
     Returns:
         The outputs by name and, as "gradient of NAME", the gradients; None where there is none.
@@ -28,10 +29,11 @@ def evaluate(function: Function, inputs: Tensors, cotangents: Tensors) -> dict[s
         for name, tensor in inputs.items()
     }
     outputs = function(leaves)
-    torch.autograd.backward(
-        [outputs[name] for name in cotangents],
-        [cotangent.to(outputs[name].dtype) for name, cotangent in cotangents.items()],
-    )
+    if cotangents:
+        torch.autograd.backward(
+            [outputs[name] for name in cotangents],
+            [cotangent.to(outputs[name].dtype) for name, cotangent in cotangents.items()],
+        )
     results: dict[str, Tensor | None] = {name: out.detach() for name, out in outputs.items()}
     for name, leaf in leaves.items():
         if leaf.requires_grad:

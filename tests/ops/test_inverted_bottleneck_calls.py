@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from bottleneck_cases import IDENTITY, K3_E3, K5_E6, Layer, chain, cotangents, run, stock
 from torch import Tensor
 
 from cwkernels import ops
@@ -20,6 +19,16 @@ from cwkernels.testing import (
     evaluate,
     expect,
     refused,
+)
+from cwkernels.testing.cases.inverted_bottleneck import (
+    IDENTITY,
+    K3_E3,
+    K5_E6,
+    Layer,
+    chain,
+    cotangents,
+    run,
+    stock,
 )
 
 BACKENDS = pytest.mark.parametrize("backend", ["kernels", "reference"])

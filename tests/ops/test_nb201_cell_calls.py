@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from nb201_cases import CHANNELS, HAND_PICKED, SETS, Cell, cotangents, run, sample, select, stock
 from torch import Tensor
 
 from cwkernels import ops
@@ -19,6 +18,17 @@ from cwkernels.testing import (
     evaluate,
     expect,
     refused,
+)
+from cwkernels.testing.cases.nb201_cell import (
+    CHANNELS,
+    HAND_PICKED,
+    SETS,
+    Cell,
+    cotangents,
+    run,
+    sample,
+    select,
+    stock,
 )
 
 BACKENDS = pytest.mark.parametrize("backend", ["kernels", "reference"])
