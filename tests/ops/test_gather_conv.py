@@ -15,7 +15,6 @@ from cwkernels.testing import (
     LEAST_NONZERO,
     ConvCase,
     Expected,
-    Function,
     Tensors,
     assert_as_close,
     assert_bitwise,
@@ -29,6 +28,7 @@ from cwkernels.testing import (
     on_device,
     small_integers,
 )
+from cwkernels.testing.cases.gather_conv import run, stock
 
 OPERATION = "gather_conv"
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -89,30 +89,6 @@ LAYOUT_CASES = (
     ConvCase("pointwise_layout", 5, 18, 5, 6, 1, sets=4, rows=(3, 1, 3), shared=False),
     ConvCase("depthwise_layout", 6, 6, 5, 6, 5, depthwise=True, sets=2, rows=(1,)),
 )
-
-
-def run(case: ConvCase) -> Function:
-    def function(tensors: Tensors) -> Tensors:
-        input, weight, rows = (tensors[name] for name in ("input", "weight", "rows"))
-        output = ops.gather_conv(input, weight, rows, stride=case.stride, groups=case.groups)
-        return {"output": output}
-
-    return function
-
-
-def stock(case: ConvCase) -> Function:
-    """Stock convolutions, stacked."""
-
-    def function(tensors: Tensors) -> Tensors:
-        input, weight, rows = (tensors[name] for name in ("input", "weight", "rows"))
-        padding = case.kernel_size // 2
-        outputs = [
-            F.conv2d(images, weight[row], None, case.stride, padding, groups=case.groups)
-            for images, row in zip(input.expand(len(rows), *input.shape[1:]), rows, strict=True)
-        ]
-        return {"output": torch.stack(outputs)}
-
-    return function
 
 
 @cache

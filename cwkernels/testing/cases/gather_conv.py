@@ -4,8 +4,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from cwkernels import ops
 from cwkernels.spaces.macro import CANDIDATES, HEAD, LAYERS, STEM, Convolution, convolutions
+from cwkernels.testing.functions import Function, Tensors
 from cwkernels.testing.inputs import Draw, channels_last
 from cwkernels.testing.tolerances import LEAST_NONZERO
 
@@ -89,6 +92,32 @@ class ConvCase:
             "rows": torch.tensor(self.rows, dtype=torch.int64),
             "cotangent": channels_last(draw(*self.output_shape, seed=seed + 2)),
         }
+
+
+def run(case: ConvCase) -> Function:
+    """The operation."""
+
+    def function(tensors: Tensors) -> Tensors:
+        input, weight, rows = (tensors[name] for name in ("input", "weight", "rows"))
+        output = ops.gather_conv(input, weight, rows, stride=case.stride, groups=case.groups)
+        return {"output": output}
+
+    return function
+
+
+def stock(case: ConvCase) -> Function:
+    """Stock convolutions, stacked."""
+
+    def function(tensors: Tensors) -> Tensors:
+        input, weight, rows = (tensors[name] for name in ("input", "weight", "rows"))
+        padding = case.kernel_size // 2
+        outputs = [
+            F.conv2d(images, weight[row], None, case.stride, padding, groups=case.groups)
+            for images, row in zip(input.expand(len(rows), *input.shape[1:]), rows, strict=True)
+        ]
+        return {"output": torch.stack(outputs)}
+
+    return function
 
 
 def network_cases(images: int = 2) -> tuple[ConvCase, ...]:
