@@ -80,6 +80,7 @@ def test_the_package_loads_its_parts_lazily() -> None:
     assert run("import cwkernels, sys; print('torch' in sys.modules)") == "False\n"
 
 
+@pytest.mark.slow
 def test_ops_load_nothing_of_nas() -> None:
     code = "import cwkernels.ops, sys; print([m for m in sys.modules if m.startswith('cwkernels')])"
     loaded = ast.literal_eval(run(code))
@@ -87,6 +88,7 @@ def test_ops_load_nothing_of_nas() -> None:
     assert all(name == "cwkernels" or name.startswith("cwkernels.ops") for name in loaded)
 
 
+@pytest.mark.slow
 def test_testing_does_not_need_pytest() -> None:
     code = "import sys; sys.modules['pytest'] = None; import cwkernels.testing; print('loaded')"
     assert run(code) == "loaded\n"
