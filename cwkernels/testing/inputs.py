@@ -34,5 +34,8 @@ def dense_random(*shape: int, seed: int = 0, mean: float = 0.0, deviation: float
 
 def statistics_of(images: Tensor) -> Tensor:
     """Mean and biased variance of each channel: [..., N, C, H, W] to [..., 2, C]."""
-    variance, mean = torch.var_mean(images.detach().double(), (-4, -2, -1), correction=0)
-    return torch.stack([mean, variance], dim=-2).to(images.dtype)
+    doubles, pixels = images.detach().double(), (-4, -2, -1)
+    mean = doubles.mean(pixels, keepdim=True)
+    # Not torch.var_mean, which warns where there are no images.
+    variance = (doubles - mean).square().mean(pixels)
+    return torch.stack([mean[..., 0, :, 0, 0], variance], dim=-2).to(images.dtype)
