@@ -6,7 +6,7 @@ A speed is a ratio of medians: ours and stock take turns in one process, in both
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +20,16 @@ from torch.nn import functional as F
 
 from bench.harness import Action, Interval, describe_machine, interleave, write_json
 from cwkernels import ops
-from cwkernels.testing import ConvCase, dense_random, network_cases
+from cwkernels.testing import (
+    Call,
+    ConvCase,
+    Function,
+    Tensors,
+    dense_random,
+    evaluate,
+    network_calls,
+    network_cases,
+)
 
 CPU = torch.device("cpu")
 
@@ -101,6 +110,45 @@ def measure_convolution(case: ConvCase, rounds: int) -> list[Row]:
     return rows
 
 
+def call_actions(call: Call) -> dict[str, Mapping[str, Action]]:
+    """Forward and, where there is one, with the backward pass: "ours" and "stock".
+
+    Stock batch norms compute the statistics that they normalise by, where `norm_add` is given them
+    and `conv_norm` computes those that the next one is given.
+    """
+    inputs, cotangents = call.inputs(), call.cotangents()
+
+    def forward(function: Function) -> Action:
+        def action() -> Tensors:
+            with torch.no_grad():
+                return function(inputs)
+
+        return action
+
+    directions: dict[str, Mapping[str, Action]] = {
+        "forward": {"ours": forward(call.run), "stock": forward(call.stock)}
+    }
+    if cotangents:
+        directions["and backward"] = {
+            "ours": lambda: evaluate(call.run, inputs, cotangents),
+            "stock": lambda: evaluate(call.stock, inputs, cotangents),
+        }
+    return directions
+
+
+def measure_call(call: Call, rounds: int) -> list[Row]:
+    """Both directions of one call of an operation that is composed of others."""
+    rows = []
+    for direction, actions in call_actions(call).items():
+        samples = interleave([actions], rounds=rounds)
+        (median,) = samples.medians("ours")
+        name, ratio = f"{call.operation} {call.shape}", samples.ratio("ours", "stock")
+        rows.append(
+            Row(call.operation, name, direction, median * 1e3, ratio, 1 / median, "calls/s")
+        )
+    return rows
+
+
 def measure_copy(name: str, bank: Tensor, sources: Tensor, rounds: int) -> Row:
     """copy_rows as a split calls it, against advanced indexing."""
     actions: Mapping[str, Action] = {
@@ -122,11 +170,24 @@ def copies() -> list[tuple[str, Tensor, Tensor]]:
     ]
 
 
+def measure(only: str, batch: int, rounds: int) -> Iterator[Row]:
+    """All rows whose name contains `only`, as they come."""
+    for name, bank, sources in copies():
+        if only in name:
+            yield measure_copy(name, bank, sources, rounds)
+    for case in network_cases(images=batch):
+        if only in case.name:
+            yield from measure_convolution(case, rounds)
+    for call in network_calls(images=batch):
+        if only in f"{call.operation} {call.shape}":
+            yield from measure_call(call, rounds)
+
+
 def line(row: Row) -> str:
     """One line of the table."""
     ratio = f"{row.ratio.value:5.2f} [{row.ratio.low:.2f}-{row.ratio.high:.2f}]"
     rate = f"{row.rate:7.1f} {row.unit}"
-    return f"{row.shape:<28}{row.direction:<17}{row.milliseconds:8.3f} ms  x{ratio:<18}{rate}"
+    return f"{row.shape:<44}{row.direction:<17}{row.milliseconds:8.3f} ms  x{ratio:<18}{rate}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -140,15 +201,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(describe_machine(CPU).line())
     print(f"batch {options.batch}; x: our time over stock channels-last torch, 10-90 % in brackets")
     rows = []
-    for name, bank, sources in copies():
-        if options.only in name:
-            rows.append(measure_copy(name, bank, sources, options.rounds))
-            print(line(rows[-1]), flush=True)
-    for case in network_cases(images=options.batch):
-        if options.only in case.name:
-            for row in measure_convolution(case, options.rounds):
-                rows.append(row)
-                print(line(row), flush=True)
+    for row in measure(options.only, options.batch, options.rounds):
+        rows.append(row)
+        print(line(row), flush=True)
     if options.json is not None:
         content = {
             "machine": asdict(describe_machine(CPU)),

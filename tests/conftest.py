@@ -1,58 +1,19 @@
-"""What tests run on: each instruction set of this machine, CUDA, numbers of threads."""
+"""The fixtures and options of cwkernels.testing, and what must be set before torch is imported."""
 
 import os
-from collections.abc import Iterator
+
+from hypothesis import settings
 
 # Threads that wait for work by spinning make tests five times slower where others use the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import pytest
-import torch
+# The same examples in every run: what fails here fails wherever its line is repeated.
+settings.register_profile("cwkernels", derandomize=True, deadline=None)
+settings.load_profile("cwkernels")
 
-from cwkernels.testing import cpu_isa, cpu_isas, poisoned_memory
-
-
-def _why_no_cuda(operation: str | None) -> str | None:
-    """Why a test of `operation` cannot run on CUDA, or None."""
-    if operation is None:
-        return "these tests run on the CPU only"
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"cwkernels::{operation}", "CUDA"):
-        return f"{operation} has no CUDA kernel in this build"
-    return None if torch.cuda.is_available() else "this machine has no CUDA device"
-
-
-@pytest.fixture(params=["cpu-baseline", "cpu-avx2", "cpu-avx512", "cuda"])
-def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Runs a test once per CPU instruction set and once on CUDA.
-
-    A module whose tests move their tensors to the device names the operation that must have a
-    kernel there: ``OPERATION = "copy_rows"``. The others are skipped on CUDA.
-    """
-    name: str = request.param
-    if name == "cuda":
-        reason = _why_no_cuda(getattr(request.module, "OPERATION", None))
-        if reason is not None:
-            pytest.skip(reason)
-        yield torch.device("cuda")
-        return
-    isa = name.removeprefix("cpu-")
-    if isa not in cpu_isas():
-        pytest.skip(f"this machine does not run {isa}")
-    with cpu_isa(isa):
-        yield torch.device("cpu")
-
-
-@pytest.fixture(params=[1, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Runs a test on one thread, and on a number that divides nothing evenly."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def poisoned() -> Iterator[None]:
-    """Fills what is allocated in a test with NaN."""
-    with poisoned_memory():
-        yield
+pytest_plugins = [
+    "pytester",
+    "cwkernels.testing.fixtures",
+    "cwkernels.testing.reproduction",
+    "cwkernels.testing.sampling",
+]

@@ -50,7 +50,8 @@ def main(target: Path) -> None:
     if reused is None:
         subprocess.run([*pip, "torch", "torchvision"], check=True)
     # The environment's own, even where the parent has them: their programs must lie in its bin.
-    tools = ["setuptools>=77", "wheel", "cmake>=3.25", "ninja", "ruff", "mypy"]
+    linters = ["ruff", "mypy", "clang-format", "codespell", "pre-commit"]
+    tools = ["setuptools>=77", "wheel", "cmake>=3.25", "ninja", *linters]
     subprocess.run([*pip, "--ignore-installed", *tools], check=True)
 
 

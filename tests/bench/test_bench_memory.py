@@ -145,12 +145,14 @@ def test_stock_parts_match_the_stock_network() -> None:
     assert used.saved == measured("stock_nchw", "full").saved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ours_split", "stock_nchw"])
 def test_a_fresh_process_reports_its_resident_set(name: str) -> None:
     assert name in CONTESTANTS
     assert memory.process_bytes("only_conv", name, 2) > 50 * 2**20
 
 
+@pytest.mark.slow
 def test_the_child_wants_its_four_arguments() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "bench.memory", "--child", "full"],

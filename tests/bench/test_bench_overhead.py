@@ -217,6 +217,7 @@ def test_batches_are_augmented_images_of_the_training_part() -> None:
     assert not torch.equal(batches[0].images, batches[1].images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [False, True], ids=["module", "script"])
 def test_help_shows_examples(script: bool) -> None:
     finished = execute("--help", script=script)
@@ -225,6 +226,7 @@ def test_help_shows_examples(script: bool) -> None:
     assert "--networks macro --steps 80" in finished.stdout
 
 
+@pytest.mark.slow
 def test_a_small_run_from_end_to_end(tmp_path: Path) -> None:
     record, picture = tmp_path / "run.json", tmp_path / "run.png"
     small = ("--networks", "only_conv", "--batch", "2", "--steps", "2", "--device", "cpu")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cwkernels import data
 from cwkernels.data import Batches, Cifar10
+from cwkernels.testing import assert_within
 
 COUNT, VALIDATION, BATCH = 230, 30, 64  # 200 training images: 3 batches, 8 images dropped
 
@@ -267,5 +268,5 @@ def test_cuda_draws_what_the_cpu_draws(numbered: Cifar10) -> None:
         batches.epoch(1), make(numbered).epoch(1), strict=True
     ):
         assert images.is_cuda
-        torch.testing.assert_close(images.cpu(), expected, rtol=0, atol=1e-6)
+        assert_within("float32 images", "images", images.cpu(), expected)
         assert torch.equal(labels.cpu(), wanted)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import cwkernels as cw
 from cwkernels.ops.backend import Backend
+from cwkernels.testing import assert_within
 
 BACKENDS: tuple[Backend, ...] = ("kernels", "reference")
 
@@ -42,17 +43,11 @@ def run(net: Network, images: Tensor, arch: Tensor, backend: Backend) -> dict[st
     return {"logits": logits.detach(), "images": images.grad} | by_parameter | after
 
 
-def assert_close(value: Tensor, wanted: Tensor, key: str) -> None:
-    if wanted.numel():
-        error = float((value - wanted).abs().max())
-        assert error <= 1e-9 * max(1.0, float(wanted.abs().max())), key
-
-
 def assert_agree(net: Network, images: Tensor, arch: Tensor) -> None:
     kernels, reference = (run(net, images, arch, backend) for backend in BACKENDS)
     assert list(kernels) == list(reference)
     for key, tensor in kernels.items():
-        assert_close(tensor, reference[key], key)
+        assert_within("float64 network", key, tensor, reference[key])
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)

@@ -21,6 +21,7 @@ from network_cases import (
 from torch import nn
 
 import cwkernels as cw
+from cwkernels.testing import assert_within
 
 without_graph = pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 
@@ -39,7 +40,7 @@ def test_frozen_banks_take_no_gradient(name: str, dense_grad: bool, training: bo
     for key, parameter in net.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None
-            torch.testing.assert_close(parameter.grad, expected[key], msg=key)
+            assert_within("float32 network", key, parameter.grad, expected[key])
         else:
             assert parameter.grad is None, key
 
@@ -58,7 +59,8 @@ def test_one_bank_alone_may_train(name: str) -> None:
         net(images_for(), busy_arch(name)).sum().backward()
         trained = {key for key, p in net.named_parameters() if p.grad is not None}
         assert trained == {f"{key}.weight"}
-        torch.testing.assert_close(dense(bank.weight.grad, bank.weight), expected[f"{key}.weight"])
+        gradient = dense(bank.weight.grad, bank.weight)
+        assert_within("float32 network", key, gradient, expected[f"{key}.weight"])
 
 
 @every_network
@@ -137,7 +139,7 @@ def test_gradients_accumulate_over_batches(name: str, dense_grad: bool) -> None:
     for seed, arch in enumerate(archs):
         net(images_for(seed=seed), arch).square().sum().backward()
     for key, gradient in gradients(net).items():
-        assert gradient.allclose(total[key], rtol=1e-6, atol=1e-7), key
+        assert_within("float32 update", key, gradient, total[key])
 
 
 @every_network
@@ -149,7 +151,7 @@ def test_dense_gradients_drive_stock_sgd(name: str) -> None:
     optimizer.step()
     for key, gradient in gradients(net).items():
         expected = before[key] - 0.1 * (gradient + 0.01 * before[key])
-        assert net.get_parameter(key).allclose(expected, rtol=1e-5, atol=1e-6), key
+        assert_within("float32 update", key, net.get_parameter(key).detach(), expected)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -197,7 +199,8 @@ def test_float64(name: str) -> None:
     archs = torch.stack(archs_of(name))
     logits = double.eval()(images_for().double(), archs)
     assert logits.dtype == torch.float64
-    torch.testing.assert_close(net.eval()(images_for(), archs).double(), logits, rtol=0, atol=1e-4)
+    single = net.eval()(images_for(), archs)
+    assert_within("float32 network", "logits", single, logits.float())
     optimizer = cw.optim.SGD(double.train())
     double(images_for().double(), archs).sum().backward()
     optimizer.step()

@@ -28,6 +28,7 @@ def training_step(net: nn.Module, optimizer: torch.optim.Optimizer, arch: Tensor
     optimizer.step()
 
 
+@pytest.mark.slow
 @every_network
 @pytest.mark.parametrize(("dense_grad", "several"), [(False, False), (True, True)])
 def test_no_stock_convolution_runs(name: str, dense_grad: bool, several: bool) -> None:
@@ -45,6 +46,7 @@ def test_no_stock_convolution_runs(name: str, dense_grad: bool, several: bool) -
     assert stock_convolutions(names) == set()
 
 
+@pytest.mark.slow
 @every_network
 def test_the_profile_would_show_stock_convolutions(name: str) -> None:
     net = build(name)

@@ -15,6 +15,8 @@ from network_cases import (
 )
 from torch import Tensor
 
+from cwkernels.testing import assert_within
+
 shared_or_own = pytest.mark.parametrize("shared", [True, False])
 
 
@@ -108,8 +110,7 @@ def test_gradients_are_the_sums_of_single_runs(name: str, shared: bool, dense_gr
             rows = gradient._indices()[0].tolist()
             assert rows == sorted(set(rows)), key
     for key, parameter in net.named_parameters():
-        scale = expected[key].abs().max()
-        assert (dense(parameter.grad, parameter) - expected[key]).abs().max() <= 1e-5 * scale, key
+        assert_within("float32 network", key, dense(parameter.grad, parameter), expected[key])
 
 
 @every_network
@@ -126,7 +127,7 @@ def test_gradients_of_the_images(name: str, shared: bool) -> None:
         loss_of(net(own, arch)).backward()
         assert own.grad is not None
         single(expected, number).add_(own.grad)
-    torch.testing.assert_close(images.grad, expected, rtol=1e-10, atol=1e-13)
+    assert_within("float64 network", "gradient of images", images.grad, expected)
 
 
 @every_network

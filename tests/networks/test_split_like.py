@@ -23,6 +23,7 @@ from network_cases import (
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import cwkernels as cw
+from cwkernels.testing import assert_within
 
 DECAY = 0.75
 
@@ -69,7 +70,7 @@ def test_an_average_follows(name: str, reserve: bool) -> None:
     average.update_parameters(net)
     for key, parameter in ema.named_parameters():
         expected = before_update[key].lerp(net.get_parameter(key), 1 - DECAY)
-        assert parameter.allclose(expected, atol=1e-7), key
+        assert_within("float32 update", key, parameter, expected)
 
 
 @every_network

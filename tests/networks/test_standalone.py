@@ -29,8 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import cwkernels as cw
 from cwkernels.networks import standalone as stock
 from cwkernels.nn import Bank
-
-TOLERANCE = 1e-5
+from cwkernels.testing import assert_within
 
 VARIANTS: list[tuple[str, str, dict[str, bool]]] = [
     ("macro", "full", {}),
@@ -49,10 +48,6 @@ def sample(net: Network, name: str, subset: str) -> list[Tensor]:
     return drawn + (archs_of(name) if subset == "full" else [])
 
 
-def relative_error(value: Tensor, wanted: Tensor) -> float:
-    return float((value - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
-
-
 @every_variant
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("run", [logits_in_training, logits_in_evaluation])
@@ -68,7 +63,7 @@ def test_it_equals_the_super_network(
         expected = run(net, images, arch)
         alone = net.train(run is logits_in_training).standalone(arch)
         with torch.no_grad():
-            assert relative_error(alone(images), expected) < TOLERANCE, arch
+            assert_within("float32 network", f"logits of {arch}", alone(images), expected)
 
 
 def keys_by_value(net: Network) -> dict[bytes, tuple[str, int | None]]:
@@ -105,7 +100,7 @@ def test_every_gradient_equals_its_own(
             assert gradient is not None, key
             own = gradient if row is None else gradient.to_dense()[row]
             assert parameter.grad is not None, key
-            torch.testing.assert_close(own, parameter.grad, rtol=1e-9, atol=1e-12)
+            assert_within("float64 network", key, own, parameter.grad)
             compared.add(key)
         assert compared == {key for key, p in net.named_parameters() if p.grad is not None}
 
@@ -121,10 +116,11 @@ def test_running_statistics_follow_alike(name: str) -> None:
     for batch in images:
         net(batch, arch)
         alone(batch)
-    assert torch.allclose(net.eval()(images[0], arch), alone.eval()(images[0]), atol=1e-4)
+    logits, expected = net.eval()(images[0], arch), alone.eval()(images[0])
+    assert_within("float32 network", "logits", logits, expected)
     again = net.standalone(arch)
     for key, tensor in alone.state_dict().items():
-        torch.testing.assert_close(again.state_dict()[key], tensor, rtol=1e-4, atol=1e-5)
+        assert_within("float32 network", key, again.state_dict()[key], tensor)
 
 
 @every_network
@@ -146,7 +142,7 @@ def test_our_optimizer_trains_it_as_a_stock_one_trains_the_copy(name: str) -> No
             logits.square().mean().backward()
             optimizer.step()
     for key, tensor in net.standalone(arch).state_dict().items():
-        torch.testing.assert_close(tensor, alone.state_dict()[key], rtol=1e-8, atol=1e-11, msg=key)
+        assert_within("float64 network", key, tensor, alone.state_dict()[key])
 
 
 class RefuseOurs(TorchDispatchMode):

@@ -15,7 +15,6 @@ from cwkernels.testing import (
     LEAST_NONZERO,
     ConvCase,
     Expected,
-    Function,
     Tensors,
     assert_as_close,
     assert_bitwise,
@@ -27,9 +26,9 @@ from cwkernels.testing import (
     expect,
     network_cases,
     on_device,
-    reproducible,
     small_integers,
 )
+from cwkernels.testing.cases.gather_conv import run, stock
 
 OPERATION = "gather_conv"
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -92,30 +91,6 @@ LAYOUT_CASES = (
 )
 
 
-def run(case: ConvCase) -> Function:
-    def function(tensors: Tensors) -> Tensors:
-        input, weight, rows = (tensors[name] for name in ("input", "weight", "rows"))
-        output = ops.gather_conv(input, weight, rows, stride=case.stride, groups=case.groups)
-        return {"output": output}
-
-    return function
-
-
-def stock(case: ConvCase) -> Function:
-    """Stock convolutions, stacked."""
-
-    def function(tensors: Tensors) -> Tensors:
-        input, weight, rows = (tensors[name] for name in ("input", "weight", "rows"))
-        padding = case.kernel_size // 2
-        outputs = [
-            F.conv2d(images, weight[row], None, case.stride, padding, groups=case.groups)
-            for images, row in zip(input.expand(len(rows), *input.shape[1:]), rows, strict=True)
-        ]
-        return {"output": torch.stack(outputs)}
-
-    return function
-
-
 @cache
 def random_inputs(case: ConvCase, mean: float) -> tuple[Tensors, Tensors]:
     """Random inputs and cotangent."""
@@ -166,33 +141,28 @@ def assert_exact(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_small_integers_are_exact(case: ConvCase, dtype: torch.dtype, device: torch.device) -> None:
-    with reproducible(case):
-        assert_exact(case, device, *integer_inputs(case), dtype)
+    assert_exact(case, device, *integer_inputs(case), dtype)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("mean", [0.0, 30.0])
 def test_error_is_that_of_stock_torch(case: ConvCase, mean: float, device: torch.device) -> None:
-    with reproducible(case):
-        results = evaluate(on_device(run(case), device), *random_inputs(case, mean))
-        assert_as_close(
-            results,
-            random_expected(case, mean),
-            terms=case.terms,
-            nonzero={"gradient of weight": case.nonzero},
-        )
+    results = evaluate(on_device(run(case), device), *random_inputs(case, mean))
+    assert_as_close(
+        results,
+        random_expected(case, mean),
+        terms=case.terms,
+        nonzero={"gradient of weight": case.nonzero},
+    )
 
 
-def test_threads_may_be_of_any_number(device: torch.device, threads: int) -> None:
-    for case in (CASES[1], *ODD_CASES[-4:], *LAYOUT_CASES):
-        with reproducible(case):
-            assert_exact(case, device, *integer_inputs(case))
+@pytest.mark.parametrize("case", [CASES[1], *ODD_CASES[-4:], *LAYOUT_CASES], ids=str)
+def test_threads_may_be_of_any_number(case: ConvCase, device: torch.device, threads: int) -> None:
+    assert_exact(case, device, *integer_inputs(case))
 
 
 @settings(
     max_examples=50,
-    deadline=None,
-    derandomize=True,
     # The fixture's state, the instruction set, is the same for all examples.
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -259,8 +229,7 @@ def test_any_layout(
 ) -> None:
     inputs, cotangents = integer_inputs(case)
     strided = {"output": layout(cotangents["output"])}
-    with reproducible(case):
-        assert_exact(case, device, {**inputs, "input": layout(inputs["input"])}, strided)
+    assert_exact(case, device, {**inputs, "input": layout(inputs["input"])}, strided)
 
 
 def test_a_slice_of_a_bank(device: torch.device) -> None:

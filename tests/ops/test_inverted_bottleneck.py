@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bottleneck_cases import IDENTITY, K3_E3, K5_E6, Layer, chain, cotangents, run, stock
 from torch import Tensor, nn
 
 from cwkernels.testing import (
@@ -20,6 +19,16 @@ from cwkernels.testing import (
     evaluate,
     expect,
     small_integers,
+)
+from cwkernels.testing.cases.inverted_bottleneck import (
+    IDENTITY,
+    K3_E3,
+    K5_E6,
+    Layer,
+    chain,
+    cotangents,
+    run,
+    stock,
 )
 
 pytestmark = pytest.mark.usefixtures("poisoned")

@@ -5,17 +5,6 @@ from itertools import product
 
 import pytest
 import torch
-from nb201_cases import (
-    HAND_PICKED,
-    Cell,
-    active,
-    alive,
-    cotangents,
-    run,
-    sample,
-    select,
-    stock,
-)
 from torch import Tensor
 
 from cwkernels.ops._cell_plan import active_edges
@@ -28,6 +17,17 @@ from cwkernels.testing import (
     evaluate,
     expect,
     small_integers,
+)
+from cwkernels.testing.cases.nb201_cell import (
+    HAND_PICKED,
+    Cell,
+    active,
+    alive,
+    cotangents,
+    run,
+    sample,
+    select,
+    stock,
 )
 
 pytestmark = pytest.mark.usefixtures("poisoned")

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 from torch.optim.optimizer import Optimizer
 
 import cwkernels as cw
+from cwkernels.testing import assert_within
 
 
 def plain() -> nn.Sequential:
@@ -39,7 +40,7 @@ def step(net: nn.Module, optimizer: Optimizer, seed: int) -> None:
 
 def assert_equal(net: nn.Module, other: nn.Module) -> None:
     for (name, tensor), wanted in zip(net.named_parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(tensor, wanted, rtol=1e-6, atol=1e-7, msg=name)
+        assert_within("float32 update", name, tensor, wanted)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import cwkernels as cw
 from cwkernels.nn import Bank
+from cwkernels.testing import assert_within
 
 # The rows that each step reads: lone, several, repeated, and none of a candidate's.
 SCHEDULE: tuple[list[int], ...] = ([0], [2, 0], [1], [1, 1, 2], [], [0, 2, 0], [2], [1])
@@ -44,7 +45,7 @@ def momentum_of(optimizer: cw.optim.SGD, bank: Bank) -> Tensor:
 
 
 def assert_close(value: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(value.detach(), wanted, rtol=1e-6, atol=1e-6)
+    assert_within("float32 update", "value", value.detach(), wanted)
 
 
 def test_each_set_is_a_parameter_with_a_stock_optimizer_of_its_own() -> None:

@@ -13,16 +13,15 @@ from cwkernels.ops import _library
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cwkernels"
 
-# DESIGN: imports run down only. A layer may import the layers that stand after it.
-LAYERS = ("optim", "networks", "nn", "spaces", "data", "ops")
-ALLOWED = {
+# DESIGN: imports run down only. A layer may import what is named here, all of it further down.
+ALLOWED: dict[str, set[str]] = {
+    "testing": {"ops", "spaces"},
     "optim": {"nn", "ops"},
     "networks": {"nn", "ops", "spaces"},
     "nn": {"ops", "spaces"},
     "spaces": set(),
     "data": set(),
     "ops": set(),
-    "testing": {"ops", "spaces"},
 }
 
 
@@ -30,26 +29,45 @@ def imported_layers(path: Path) -> set[str]:
     """The parts of cwkernels that a file imports, inside functions too."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            if node.module == "cwkernels":
-                names |= {alias.name for alias in node.names}
-            elif node.module.startswith("cwkernels."):
-                names.add(node.module.split(".")[1])
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            assert node.module is not None
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            names |= {a.name.split(".")[1] for a in node.names if a.name.startswith("cwkernels.")}
-    return names
+            names |= {alias.name for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("cwkernels.")}
 
 
 def layer_files() -> list[Path]:
-    return [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init__.py"] + [
-        PACKAGE / layer / "__init__.py" for layer in LAYERS if (PACKAGE / layer).is_dir()
-    ]
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def test_layers_are_allowed_only_what_is_further_down() -> None:
+    order = list(ALLOWED)
+    for layer, allowed in ALLOWED.items():
+        assert allowed <= set(order[order.index(layer) + 1 :])
 
 
 @pytest.mark.parametrize("path", layer_files(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_run_down_only(path: Path) -> None:
     layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     assert imported_layers(path) <= ALLOWED[layer] | {layer}
+
+
+@pytest.mark.parametrize(
+    ("line", "layers"),
+    [
+        ("from cwkernels import nn, ops", {"nn", "ops"}),
+        ("import cwkernels.nn.bank as bank", {"nn"}),
+        ("from cwkernels.nn.bank import Bank", {"nn"}),
+        ("def function():\n    from cwkernels.data import CIFAR10", {"data"}),
+        ("import torch.nn", set()),
+    ],
+)
+def test_every_form_of_import_is_seen(line: str, layers: set[str], tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(line)
+    assert imported_layers(path) == layers
 
 
 def run(code: str) -> str:
@@ -62,11 +80,22 @@ def test_the_package_loads_its_parts_lazily() -> None:
     assert run("import cwkernels, sys; print('torch' in sys.modules)") == "False\n"
 
 
+@pytest.mark.slow
 def test_ops_load_nothing_of_nas() -> None:
     code = "import cwkernels.ops, sys; print([m for m in sys.modules if m.startswith('cwkernels')])"
     loaded = ast.literal_eval(run(code))
     assert "cwkernels.ops.gather_conv" in loaded
     assert all(name == "cwkernels" or name.startswith("cwkernels.ops") for name in loaded)
+
+
+@pytest.mark.slow
+def test_testing_does_not_need_pytest() -> None:
+    code = "import sys; sys.modules['pytest'] = None; import cwkernels.testing; print('loaded')"
+    assert run(code) == "loaded\n"
+
+
+def test_types_are_declared() -> None:
+    assert (PACKAGE / "py.typed").is_file()
 
 
 def test_every_public_name_resolves() -> None:

@@ -1,7 +1,8 @@
-"""NAS-Bench-Macro layers for tests: banks, and a layer of stock torch."""
+"""Cases of `cw.ops.inverted_bottleneck`: banks, and a layer of stock torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,7 +10,10 @@ from torch.nn import functional as F
 
 from cwkernels import ops
 from cwkernels.ops.inverted_bottleneck import statistics_slice
-from cwkernels.testing import Draw, Function, Tensors, channels_last, dense_random, statistics_of
+from cwkernels.spaces.macro import CANDIDATES, LAYERS
+from cwkernels.testing.cases.call import Call
+from cwkernels.testing.functions import Function, Tensors
+from cwkernels.testing.inputs import Draw, channels_last, dense_random, statistics_of
 
 IDENTITY, K3_E3, K5_E6 = range(3)
 PROJECTION = 6
@@ -35,10 +39,12 @@ class Layer:
 
     @property
     def keeps_shape(self) -> bool:
+        """Whether there is a residual and no projection."""
         return self.stride == 1 and self.in_channels == self.out_channels
 
     @property
     def weight_shapes(self) -> list[tuple[int, ...]]:
+        """Of the banks, in the operation's order."""
         shapes: list[tuple[int, ...]] = []
         for expansion, size in zip(self.expansions, (3, 5), strict=True):
             hidden = expansion * self.in_channels
@@ -78,6 +84,7 @@ class Layer:
 
     @property
     def output_shape(self) -> tuple[int, ...]:
+        """Of one architecture."""
         size = ((side - 1) // self.stride + 1 for side in (self.height, self.width))
         return (self.images, self.out_channels, *size)
 
@@ -119,12 +126,12 @@ def run(layer: Layer, selection: Tensor) -> Function:
 
 
 def named_statistics(a: int, bank: int, statistics: Tensor) -> dict[str, Tensor]:
-    # Together, as a mean may be nearly zero.
+    """Those of an architecture and a bank: together, as a mean may be nearly zero."""
     return {f"statistics of bank {bank} for {a}": statistics.detach()}
 
 
-def stock(layer: Layer, selection: Tensor) -> Function:
-    """Stock torch."""
+def stock(layer: Layer, selection: Tensor, *, statistics_too: bool = True) -> Function:
+    """Stock torch; its statistics if asked for."""
 
     def one(
         images: Tensor, code: int, row: int, banks: list[list[Tensor]]
@@ -138,7 +145,8 @@ def stock(layer: Layer, selection: Tensor) -> Function:
             stride = layer.stride if depthwise or code == IDENTITY else 1
             groups = weight.shape[0] if depthwise else 1
             raw = F.conv2d(value, weight, None, stride, weight.shape[-1] // 2, groups=groups)
-            measured[bank] = statistics_of(raw)
+            if statistics_too:
+                measured[bank] = statistics_of(raw)
             mean, variance = (None, None)
             if not layer.training:
                 mean, variance = (own[bank][row] for own in running)
@@ -167,5 +175,36 @@ def stock(layer: Layer, selection: Tensor) -> Function:
 
 
 def cotangents(layer: Layer, selection: Tensor, draw: Draw = dense_random) -> dict[str, Tensor]:
+    """The gradient of the output."""
     lead = selection.shape[:-1]
     return {"output": channels_last(draw(*lead, *layer.output_shape, seed=40))}
+
+
+def network_calls(images: int) -> list[Call]:
+    """Both bottlenecks of each of Macro's layers, each shape once, and the strided identities."""
+    calls = []
+    for number, shape in enumerate(LAYERS):
+        if shape in LAYERS[:number]:
+            continue
+        layer = Layer(
+            *(shape.in_channels, shape.out_channels, shape.stride),
+            images=images,
+            height=shape.input_size,
+            width=shape.input_size,
+        )
+        for candidate in CANDIDATES:
+            if candidate.code == IDENTITY and layer.keeps_shape:
+                continue
+            selection = torch.tensor([candidate.code, 1])
+            call = Call(
+                "inverted_bottleneck",
+                f"macro_{number}_{candidate.name}",
+                run(layer, selection),
+                stock(layer, selection, statistics_too=False),
+                layer.inputs,
+                partial(cotangents, layer, selection),
+                # What a gradient sums on its way through the hidden channels and the 5x5 taps.
+                {"": layer.expansions[1] * layer.in_channels * 25},
+            )
+            calls.append(call)
+    return calls

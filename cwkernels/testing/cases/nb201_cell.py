@@ -1,22 +1,18 @@
-"""NAS-Bench-201 cells for tests: selections, banks, and a cell of stock torch."""
+"""Cases of `cw.ops.nb201_cell`: selections, banks, and a cell of stock torch."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from cwkernels import ops
-from cwkernels.testing import (
-    Draw,
-    Function,
-    Tensors,
-    channels_last,
-    dense_random,
-    statistics_of,
-)
+from cwkernels.testing.cases.call import Call
+from cwkernels.testing.functions import Function, Tensors
+from cwkernels.testing.inputs import Draw, channels_last, dense_random, statistics_of
 
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 PATHS = ((3,), (0, 4), (1, 5), (0, 2, 5))  # from input to output, by edges
@@ -84,6 +80,7 @@ class Cell:
 
     @property
     def per_edge(self) -> int:
+        """Banks of an edge."""
         return 3 if self.projection else 2
 
     def inputs(
@@ -100,6 +97,7 @@ class Cell:
         return inputs
 
     def weights(self, tensors: Tensors) -> list[Tensor]:
+        """The banks in the operation's order."""
         return [tensors[f"weights[{i}]"] for i in range(6 * self.per_edge)]
 
     def running(self, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor]]:
@@ -131,6 +129,7 @@ def run(cell: Cell, selection: Tensor) -> Function:
 
 
 def named_results(output: Tensor, statistics: Tensor, own: Tensor) -> dict[str, Tensor]:
+    """What the operation returns, by name."""
     return {
         "output": output,
         "edge means": statistics[..., 0, :],
@@ -140,8 +139,11 @@ def named_results(output: Tensor, statistics: Tensor, own: Tensor) -> dict[str, 
     }
 
 
-def stock(cell: Cell, selection: Tensor) -> Function:
-    """Stock torch, edge after edge; an input of zeros gives zeros, and nothing else is left out."""
+def stock(cell: Cell, selection: Tensor, *, statistics_too: bool = True) -> Function:
+    """Stock torch, edge after edge; an input of zeros gives zeros, and nothing else is left out.
+
+    Without statistics there is only an output, of cells in which no node is fed by nothing.
+    """
 
     def one(images: Tensor, choices: list[list[int]], tensors: Tensors) -> tuple[Tensor, Tensor]:
         weights, running = cell.weights(tensors), cell.running(images.dtype)
@@ -150,12 +152,12 @@ def stock(cell: Cell, selection: Tensor) -> Function:
         for edge, (source, target) in enumerate(EDGES):
             code, row = choices[edge]
             value = nodes[source]
-            if code == 0 or not value.detach().any():
+            if code == 0 or (statistics_too and not value.detach().any()):
                 continue
             if code in (2, 3):
                 weight = weights[edge * cell.per_edge + code - 2][row]
                 raw = F.conv2d(F.relu(value), weight, padding=code - 2)
-                if edge in alive([code for code, _ in choices]):
+                if statistics_too and edge in alive([code for code, _ in choices]):
                     statistics[edge] = statistics_of(raw)
                 mean, variance = (None, None)
                 if not cell.training:
@@ -177,12 +179,35 @@ def stock(cell: Cell, selection: Tensor) -> Function:
             for images, chosen in zip(batches, choices.tolist(), strict=True)
         ]
         output, statistics = (torch.stack(group) for group in zip(*results, strict=True))
-        named = named_results(output, statistics, statistics_of(output))
+        named = {"output": output}
+        if statistics_too:
+            named = named_results(output, statistics, statistics_of(output))
         return named if several else {name: value[0] for name, value in named.items()}
 
     return function
 
 
 def cotangents(cell: Cell, selection: Tensor, draw: Draw = dense_random) -> dict[str, Tensor]:
+    """The gradient of the output."""
     shape = (cell.images, cell.channels, cell.height, cell.width)
     return {"output": channels_last(draw(*selection.shape[:-2], *shape, seed=40))}
+
+
+def network_calls(images: int) -> list[Call]:
+    """A cell of each stage: its most expensive architecture, and one of every operation."""
+    calls = []
+    for channels, side in ((16, 32), (32, 16), (64, 8)):
+        cell = Cell(channels=channels, images=images, height=side, width=side)
+        for name in ("convolutions_3x3", "everything"):
+            selection = select([HAND_PICKED[name]])[0]
+            call = Call(
+                "nb201_cell",
+                f"nb201_{name}_{channels}",
+                run(cell, selection),
+                stock(cell, selection, statistics_too=False),
+                cell.inputs,
+                partial(cotangents, cell, selection),
+                {"": images * side * side},
+            )
+            calls.append(call)
+    return calls

@@ -1,49 +1,28 @@
 """The comparators themselves: what is wrong fails, and the message says what and by how much."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from cwkernels.testing import (
-    ConvCase,
+    ALLOWANCES,
     assert_as_close,
     assert_bitwise,
     assert_close_to_reference,
+    assert_within,
     compact_rows,
     dense_random,
     evaluate,
     expect,
-    network_cases,
     poisoned_memory,
     refused,
     relative_error,
-    reproducible,
-    small_integers,
-    statistics_of,
 )
 
 EPSILON = torch.finfo(torch.float32).eps
-
-
-def test_small_integers_are_small_whole_and_never_zero() -> None:
-    drawn = small_integers(50, 40, seed=3)
-    assert drawn.dtype == torch.float32
-    assert set(drawn.unique().tolist()) == {-2.0, -1.0, 1.0, 2.0}
-    assert torch.equal(drawn, small_integers(50, 40, seed=3))
-    assert not torch.equal(drawn, small_integers(50, 40, seed=4))
-
-
-def test_dense_random_has_the_mean_and_deviation_asked_for() -> None:
-    drawn = dense_random(200, 200, seed=3, mean=30.0, deviation=0.5)
-    assert float(drawn.mean()) == pytest.approx(30.0, abs=0.02)
-    assert float(drawn.std()) == pytest.approx(0.5, abs=0.02)
-
-
-def test_statistics_are_those_of_each_channel() -> None:
-    images = dense_random(2, 3, 5, 4, 6, mean=3.0).double()
-    mean, variance = statistics_of(images).unbind(-2)
-    torch.testing.assert_close(mean[1, 2], images[1, :, 2].mean())
-    torch.testing.assert_close(variance[1, 2], images[1, :, 2].var(correction=0))
 
 
 def test_relative_error_is_of_norms() -> None:
@@ -103,6 +82,46 @@ def test_a_result_that_is_not_finite_fails(bad: float) -> None:
         assert_close_to_reference("tensor", result, reference, reference.float(), terms=10)
 
 
+@pytest.mark.parametrize("row", ALLOWANCES)
+def test_two_ways_may_differ_by_what_their_row_allows(row: str) -> None:
+    dtype = torch.float64 if row.startswith("float64") else torch.float32
+    expected = torch.tensor([0.0, 1.0, -2.0], dtype=dtype)
+    allowed = ALLOWANCES[row].absolute + ALLOWANCES[row].relative * expected.abs()
+    assert_within(row, "tensor", expected + 0.9 * allowed, expected)
+    for place in range(3):
+        result = expected + 0.9 * allowed
+        result[place] += 0.5 * allowed[place]
+        with pytest.raises(AssertionError, match=r"^tensor: .*not close"):
+            assert_within(row, "tensor", result, expected)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        torch.tensor([1.0, torch.nan]),
+        torch.tensor([1.0]),
+        torch.tensor([[1.0, 2.0]]),
+        torch.tensor([1.0, 2.0]).double(),
+    ],
+    ids=["nan", "short", "shape", "dtype"],
+)
+def test_what_is_within_is_comparable(result: Tensor) -> None:
+    with pytest.raises(AssertionError, match=r"^tensor: "):
+        assert_within("float32 network", "tensor", result, torch.tensor([1.0, 2.0]))
+
+
+def test_there_is_one_table_of_tolerances() -> None:
+    root = Path(__file__).parents[2]
+    elsewhere = [
+        f"{path.relative_to(root)}: {line.strip()}"
+        for folder in ("bench", "tests")
+        for path in sorted((root / folder).rglob("*.py"))
+        for line in path.read_text().splitlines()
+        if re.search(r"\b[ra]tol=|allclose\(|\bTOLERANCE =", line) and path != Path(__file__)
+    ]
+    assert elsewhere == []
+
+
 def sparse_rows(*rows: int) -> Tensor:
     indices, values = torch.tensor([rows]), torch.ones(len(rows), 2)
     return torch.sparse_coo_tensor(indices, values, (3, 2), check_invariants=True)
@@ -154,39 +173,6 @@ def test_what_is_not_written_shows() -> None:
         assert torch.empty(5).isnan().all()
         assert torch.ones(3).new_empty(4, 2).isnan().all()
     assert not torch.are_deterministic_algorithms_enabled()
-
-
-def test_a_case_says_how_to_repeat_it() -> None:
-    case = ConvCase("some_case", 3, 4, 5, 6, 3)
-    with pytest.raises(AssertionError) as raised, reproducible(case):
-        raise AssertionError("wrong")
-    command = "pytest tests/ops/test_gather_conv.py -k 'some_case'"
-    assert raised.value.__notes__ == [f"some_case\nto reproduce: {command}"]
-
-
-def test_names_of_cases_are_unique() -> None:
-    names = [case.name for case in network_cases()]
-    assert len(set(names)) == len(names) == 45
-
-
-def test_terms_and_shapes_of_a_case() -> None:
-    case = ConvCase("case", 3, 4, 5, 6, 3, stride=2, images=7, sets=9, rows=(8, 0, 8), shared=True)
-    assert case.input_shape == (1, 7, 3, 5, 6)
-    assert case.weight_shape == (9, 4, 3, 3, 3)
-    assert case.output_shape == (3, 7, 4, 3, 3)
-    assert case.terms == {
-        "output": 27,
-        "gradient of input": 4 * 9 * 3,
-        "gradient of weight": 7 * 9 * 2,
-    }
-    drawn = case.tensors(small_integers)
-    assert drawn["input"].movedim(-3, -1).is_contiguous()
-    assert {name: tuple(tensor.shape) for name, tensor in drawn.items()} == {
-        "input": case.input_shape,
-        "weight": case.weight_shape,
-        "rows": (3,),
-        "cotangent": case.output_shape,
-    }
 
 
 def test_only_the_error_that_is_wanted_is_refused() -> None:

@@ -1,0 +1,45 @@
+"""A pytest plugin: what tests run on, each instruction set of this machine, CUDA, threads."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from cwkernels.testing.devices import cpu_isa, cpu_isas, poisoned_memory, why_no_cuda
+
+
+@pytest.fixture(params=["cpu-baseline", "cpu-avx2", "cpu-avx512", "cuda"])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Runs a test once per CPU instruction set and once on CUDA.
+
+    A module whose tests move their tensors to the device names the operation that must have a
+    kernel there: ``OPERATION = "copy_rows"``. The others are skipped on CUDA.
+    """
+    name: str = request.param
+    if name == "cuda":
+        reason = why_no_cuda(getattr(request.module, "OPERATION", None))
+        if reason is not None:
+            pytest.skip(reason)
+        yield torch.device("cuda")
+        return
+    isa = name.removeprefix("cpu-")
+    if isa not in cpu_isas():
+        pytest.skip(f"this machine does not run {isa}")
+    with cpu_isa(isa):
+        yield torch.device("cpu")
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Runs a test on one thread, and on a number that divides nothing evenly."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Fills what is allocated in a test with NaN."""
+    with poisoned_memory():
+        yield

@@ -1,0 +1,88 @@
+"""Operations and their oracles as functions of named tensors, and what to compare of them."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cwkernels.ops import backend
+
+Tensors = Mapping[str, Tensor]
+Function = Callable[[Tensors], Tensors]
+
+
+def evaluate(function: Function, inputs: Tensors, cotangents: Tensors) -> dict[str, Tensor | None]:
+    """What `function` makes of `inputs`, and the gradient of each of them that is of floats.
+
+    Args:
+        function: named tensors to named tensors.
+        inputs: its argument.
+        cotangents: for each differentiable output that is differentiated, its gradient; none and
+            there is no backward pass.
+
+    Returns:
+        The outputs by name and, as "gradient of NAME", the gradients; None where there is none.
+    """
+    leaves = {
+        name: tensor.detach().requires_grad_(tensor.is_floating_point())
+        for name, tensor in inputs.items()
+    }
+    outputs = function(leaves)
+    if cotangents:
+        torch.autograd.backward(
+            [outputs[name] for name in cotangents],
+            [cotangent.to(outputs[name].dtype) for name, cotangent in cotangents.items()],
+        )
+    results: dict[str, Tensor | None] = {name: out.detach() for name, out in outputs.items()}
+    for name, leaf in leaves.items():
+        if leaf.requires_grad:
+            results[f"gradient of {name}"] = leaf.grad
+    return results
+
+
+def cast(tensors: Tensors, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The same tensors, those of floats in `dtype`."""
+    return {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def as_reference(function: Function) -> Function:
+    """The same function, run by the plain-torch references of the operations."""
+
+    def run(tensors: Tensors) -> Tensors:
+        with backend("reference"):
+            return function(tensors)
+
+    return run
+
+
+def on_device(function: Function, device: torch.device) -> Function:
+    """The same function, computed on `device`: tensors of floats go there, the results back."""
+
+    def run(tensors: Tensors) -> Tensors:
+        moved = {
+            name: tensor.to(device) if tensor.is_floating_point() else tensor
+            for name, tensor in tensors.items()
+        }
+        return {name: result.cpu() for name, result in function(moved).items()}
+
+    return run
+
+
+Results = Mapping[str, Tensor | None]
+
+
+class Expected(NamedTuple):
+    """What an oracle gives: in float64, and in float32 with stock torch's error."""
+
+    reference: Results
+    stock: Results
+
+
+def expect(oracle: Function, inputs: Tensors, cotangents: Tensors) -> Expected:
+    """`evaluate` for an oracle, with float32 `inputs` and with the same in float64."""
+    doubles = cast(inputs, torch.float64)
+    return Expected(evaluate(oracle, doubles, cotangents), evaluate(oracle, inputs, cotangents))

@@ -1,0 +1,47 @@
+"""The one table of tolerances: no other file says how close is close enough."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+
+class Tolerance(NamedTuple):
+    """How far from the float64 reference a tensor may be: the larger of two bounds."""
+
+    stock: float
+    """Times stock torch's own error."""
+    floor: float
+    """Times the dtype's epsilon and the square root of the number of terms of a sum."""
+
+
+TOLERANCES: Mapping[torch.dtype, Tolerance] = {
+    torch.float32: Tolerance(stock=2.0, floor=1.0),
+    # The reference rounds as much as what is compared with it.
+    torch.float64: Tolerance(stock=2.0, floor=4.0),
+}
+"""An operation against the same in float64, beside stock torch: `assert_close_to_reference`."""
+
+
+class Allowance(NamedTuple):
+    """How far apart the elements of two results may be that nothing more exact is known of."""
+
+    relative: float
+    absolute: float
+
+
+ALLOWANCES: Mapping[str, Allowance] = {
+    # Two or three roundings of values around 1, which are 6e-8 each; a few updates in a row.
+    "float32 update": Allowance(1e-6, 1e-6),
+    # The same sums in another order, through every layer; batch norms of nearly constant channels
+    # enlarge what a layer before them rounds.
+    "float32 network": Allowance(1e-4, 1e-5),
+    # The same again, where 2e9 times less is rounded, and four steps of an optimizer.
+    "float64 network": Allowance(1e-8, 1e-11),
+    # Values up to 2.7 are rounded by 1.2e-7; a conversion and two operations stay below this.
+    "float32 images": Allowance(0.0, 1e-6),
+}
+"""Two ways to the same numbers, by what they compute: `assert_within`."""
+
+LEAST_NONZERO = 0.1
+"""A reference with a smaller share of elements that are not zero proves nothing."""
