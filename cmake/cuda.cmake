@@ -66,7 +66,7 @@ if(NOT CWKERNELS_CUDA MATCHES "^(ON|OFF|AUTO)$")
   message(FATAL_ERROR "CWKERNELS_CUDA: wanted ON, OFF or AUTO, got '${CWKERNELS_CUDA}'")
 endif()
 foreach(arch ${CWKERNELS_CUDA_ARCHS})
-  if(NOT arch MATCHES "^[0-9]+[a-z]?$")
+  if(NOT arch MATCHES "^[0-9]+$")
     message(FATAL_ERROR
             "CWKERNELS_CUDA_ARCHS: wanted numbers such as 80,90, got '${CWKERNELS_CUDA_ARCHS}'")
   endif()

@@ -2,13 +2,13 @@
 
 import sys
 
-from cwkernels import build_info
+import cwkernels as cw
 
 
 def main() -> int:
     """Prints it; returns the exit status, 1 if the extension does not load."""
     try:
-        print(build_info())
+        print(cw.build_info())
     except ImportError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,6 +1,5 @@
 """What was built, for what, and what this machine runs of it: `cw.build_info()`."""
 
-import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -121,18 +120,14 @@ def gpu_fit(
     least = LEAST_DRIVER.get(major, max(LEAST_DRIVER.values()))
     if int(driver.split(".")[0]) < least:
         return False, f"CUDA {major} needs driver {least} or newer"
-    capability = _number(compute_capability.replace(".", ""))
-    built = [_number(arch) for arch in archs]
+    capability = int(compute_capability.replace(".", ""))
+    built = [int(arch) for arch in archs]
     same_major = [arch for arch in built if arch // 10 == capability // 10 and arch <= capability]
     if same_major:
         return True, f"by its code for sm_{max(same_major)}"
     if built[-1] <= capability:
         return True, f"by its PTX for compute_{built[-1]}, compiled at the first call"
     return False, f"there is no code for it: built for {', '.join(archs)}"
-
-
-def _number(arch: str) -> int:
-    return int(re.sub(r"\D", "", arch))
 
 
 def _names(joined: str) -> tuple[str, ...]:
@@ -148,12 +143,12 @@ def _visible_gpus(archs: tuple[str, ...], nvcc: str) -> tuple[tuple[Gpu, ...], s
         return (), "none: there is no nvidia-smi"
     except (OSError, subprocess.SubprocessError) as error:
         return (), f"unknown: {error}"
-    gpus = []
-    for row in rows.strip().splitlines():
-        name, capability, driver = (field.strip() for field in row.split(","))
-        fit = gpu_fit(capability, driver, archs, nvcc, torch.version.cuda)
-        gpus.append(Gpu(name, capability, driver, *fit))
-    return tuple(gpus), "of nvidia-smi"
+    fields = [[field.strip() for field in row.split(",")] for row in rows.strip().splitlines()]
+    gpus = tuple(
+        Gpu(name, capability, driver, *gpu_fit(capability, driver, archs, nvcc, torch.version.cuda))
+        for name, capability, driver in (row for row in fields if len(row) == 3)
+    )
+    return gpus, "of nvidia-smi" if gpus else f"none: nvidia-smi says: {rows.strip()}"
 
 
 def _operations() -> Iterator[Operation]:

@@ -25,7 +25,7 @@ ALLOWED = {
     "testing": {"ops", "spaces"},
     "about": {"_version", "ops"},
     "_version": set(),
-    "__main__": {"build_info"},
+    "__main__": set(),
 }
 
 
