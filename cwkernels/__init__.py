@@ -7,14 +7,16 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from cwkernels._version import __version__  # noqa: F401
+
 if TYPE_CHECKING:
     from cwkernels import data, networks, nn, ops, optim, spaces
+    from cwkernels.about import build_info
     from cwkernels.ops import backend, set_backend
-
-__version__ = "0.1.0"
 
 __all__ = [
     "backend",
+    "build_info",
     "data",
     "networks",
     "nn",
@@ -24,12 +26,13 @@ __all__ = [
     "spaces",
 ]
 
-_FROM_OPS = ("backend", "set_backend")
+_HOMES = {"backend": "ops", "build_info": "about", "set_backend": "ops"}
+"""Where the names that are no parts come from."""
 
 
 def __getattr__(name: str) -> ModuleType | Any:
-    if name in _FROM_OPS:
-        return getattr(importlib.import_module("cwkernels.ops"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"cwkernels.{_HOMES[name]}"), name)
     if name in __all__:
         return importlib.import_module(f"cwkernels.{name}")
     raise AttributeError(f"module 'cwkernels' has no attribute {name!r}")

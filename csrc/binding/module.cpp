@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <string>
 
+#include "build_config.h"
 #include "checks.h"
 #include "cpu.h"
 
@@ -13,15 +14,15 @@ namespace {
 constexpr const char* kIsaNames[] = {"baseline", "avx2", "avx512"};
 
 bool supported(Isa isa) {
-  switch (isa) {
-    case Isa::baseline: return true;
-    case Isa::avx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    case Isa::avx512:
-      return supported(Isa::avx2) && __builtin_cpu_supports("avx512f") &&
-             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-             __builtin_cpu_supports("avx512vl");
-  }
+  if (isa == Isa::baseline) return true;
+#ifdef __x86_64__
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (isa == Isa::avx2) return avx2;
+  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
   return false;
+#endif
 }
 
 std::string supported_names() {
@@ -59,8 +60,8 @@ std::string cpu_isa_name() { return kIsaNames[int(cpu_isa())]; }
 
 void set_cpu_isa(std::string name) { current_isa() = parse_isa("set_cpu_isa: name", name); }
 
-// Which CUDA architectures the kernels of this library were compiled for; empty without CUDA.
-std::string built_cuda_archs() { return CWK_CUDA_ARCHS; }
+// What the build found and chose, as JSON.
+std::string build_config() { return CWK_BUILD_CONFIG; }
 
 }  // namespace
 
@@ -72,12 +73,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
   m.def("cpu_isa() -> str");
   m.def("cpu_isas() -> str");
   m.def("set_cpu_isa(str name) -> ()");
-  m.def("built_cuda_archs() -> str");
+  m.def("build_config() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cwkernels, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&cwkernels::cpu_isa_name));
   m.impl("cpu_isas", TORCH_BOX(&cwkernels::supported_names));
   m.impl("set_cpu_isa", TORCH_BOX(&cwkernels::set_cpu_isa));
-  m.impl("built_cuda_archs", TORCH_BOX(&cwkernels::built_cuda_archs));
+  m.impl("build_config", TORCH_BOX(&cwkernels::build_config));
 }

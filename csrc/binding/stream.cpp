@@ -5,6 +5,14 @@
 #include <torch/headeronly/util/Exception.h>
 
 namespace cwkernels {
+namespace {
+
+// torch's own macro for this has another name in torch 2.10.
+void check(const char* call, AOTITorchError error) {
+  STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "cwkernels: ", call, " failed with error ", error);
+}
+
+}  // namespace
 
 // A CPU-only torch exports neither name, so linking against one would make the whole library
 // unloadable there: both are looked up where they are needed. torch 2.13 made the handle of any
@@ -16,16 +24,16 @@ void* current_stream(int32_t device_index) {
   if (auto native =
           reinterpret_cast<NativeHandle>(dlsym(RTLD_DEFAULT, "torch_stream_native_handle"))) {
     StreamHandle handle = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_stream(device_index, &handle));
+    check("aoti_torch_get_current_stream", aoti_torch_get_current_stream(device_index, &handle));
     const torch::stable::accelerator::Stream owner(handle);
-    STABLE_TORCH_ERROR_CODE_CHECK(native(handle, &stream));
+    check("torch_stream_native_handle", native(handle, &stream));
     return stream;
   }
   auto current = reinterpret_cast<CurrentCudaStream>(
       dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
   STD_TORCH_CHECK(current != nullptr,
                   "cwkernels: this torch has no CUDA streams, but a CUDA tensor was given");
-  STABLE_TORCH_ERROR_CODE_CHECK(current(device_index, &stream));
+  check("aoti_torch_get_current_cuda_stream", current(device_index, &stream));
   return stream;
 }
 

@@ -15,18 +15,26 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
+// Views of the same memory: [A, N, C, H, W] as [A, N, H, W, C] and back. The stable interface has no
+// permute before torch 2.14.
+Tensor channels_behind(const Tensor& tensor) {
+  return torch::stable::transpose(torch::stable::transpose(tensor, 2, 3), 3, 4);
+}
+Tensor channels_before(const Tensor& tensor) {
+  return torch::stable::transpose(torch::stable::transpose(tensor, 3, 4), 2, 3);
+}
+
 // As it is where channels are dense, else a channels-last copy. Sliced and expanded tensors keep
 // their strides; an expanded or NCHW one is copied, never misread.
 Tensor channels_dense(const Tensor& tensor) {
   if (tensor.stride(2) == 1 || tensor.size(2) == 1) return tensor;
-  using torch::stable::permute;
-  return permute(torch::stable::contiguous(permute(tensor, {0, 1, 3, 4, 2})), {0, 1, 4, 2, 3});
+  return channels_before(torch::stable::contiguous(channels_behind(tensor)));
 }
 
 Tensor new_channels_last(const Tensor& like, int64_t a, int64_t n, int64_t c, int64_t h,
                          int64_t w) {
   const Tensor dense = torch::stable::new_empty(like, {a, n, h, w, c});
-  return torch::stable::permute(dense, {0, 1, 4, 2, 3});
+  return channels_before(dense);
 }
 
 PixelStrides pixel_strides(const Tensor& tensor, int64_t architectures) {

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cwkernels.ops import _library  # noqa: F401
 from cwkernels.ops._compact import bank_gradient, check_rows, first_order_only, select_row, sum_rows
+from cwkernels.ops._library import register_fake
 from cwkernels.ops.backend import current_backend
 
 
@@ -43,7 +43,7 @@ def reference(bank: Tensor, rows: Tensor, *, dense_grad: bool = False) -> Tensor
     return torch.stack([select_row(bank, row, dense_grad) for row in selected])
 
 
-@torch.library.register_fake("cwkernels::copy_rows")
+@register_fake("copy_rows")
 def _(bank: Tensor, rows: Tensor, dense_grad: bool) -> Tensor:
     return bank.new_empty((rows.shape[0], *bank.shape[1:]))
 

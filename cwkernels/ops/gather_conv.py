@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cwkernels.ops import _library  # noqa: F401
 from cwkernels.ops._compact import bank_gradient, check_rows, first_order_only, select_row
+from cwkernels.ops._library import register_fake
 from cwkernels.ops.backend import current_backend
 
 
@@ -92,14 +92,14 @@ def _empty_output(images: Tensor, weight: Tensor, rows: Tensor, stride: int) -> 
     return images.new_empty(size).permute(0, 1, 4, 2, 3)
 
 
-@torch.library.register_fake("cwkernels::gather_conv")
+@register_fake("gather_conv")
 def _(
     images: Tensor, weight: Tensor, rows: Tensor, stride: int, groups: int, dense_grad: bool
 ) -> Tensor:
     return _empty_output(images, weight, rows, stride)
 
 
-@torch.library.register_fake("cwkernels::gather_conv_backward_input")
+@register_fake("gather_conv_backward_input")
 def _(
     grad: Tensor,
     weight: Tensor,
@@ -112,7 +112,7 @@ def _(
     return grad.new_empty((a, n, height, width, c)).permute(0, 1, 4, 2, 3)
 
 
-@torch.library.register_fake("cwkernels::gather_conv_backward_weight")
+@register_fake("gather_conv_backward_weight")
 def _(
     grad: Tensor, images: Tensor, rows: Tensor, kernel_size: int, stride: int, groups: int
 ) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from cwkernels.testing import cpu_isa, cpu_isas, refused
 
 # Each has a test_opcheck in the file of its operation, or here.
 OPERATIONS = {
-    "built_cuda_archs",
+    "build_config",
     "conv_norm",
     "conv_norm_backward",
     "copy_rows",
@@ -33,7 +33,7 @@ def test_every_operation_is_checked() -> None:
     assert ours == OPERATIONS
 
 
-@pytest.mark.parametrize("name", ["cpu_isa", "cpu_isas", "built_cuda_archs"])
+@pytest.mark.parametrize("name", ["cpu_isa", "cpu_isas", "build_config"])
 def test_opcheck_of_what_gives_a_string(name: str) -> None:
     # AOTDispatcher's check compares tensors only.
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
