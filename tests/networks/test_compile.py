@@ -8,7 +8,7 @@ from network_cases import Network, build, dense, every_network, images_for, rand
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-TOLERANCE = 1e-5
+from cwkernels.testing import assert_within
 
 
 @pytest.fixture(autouse=True)
@@ -19,11 +19,12 @@ def fresh_compiler() -> Iterator[None]:
 
 
 def two_alike(name: str, dense_grad: bool = False) -> tuple[Network, Network]:
-    nets = build(name, dense_grad=dense_grad), build(name, dense_grad=dense_grad)
+    """Split networks in float64, where a graph's sums differ from eager ones by rounding only."""
+    nets = tuple(build(name, dense_grad=dense_grad).double() for _ in range(2))
     for net in nets:
         net.split()
         randomize(net)
-    return nets
+    return nets[0], nets[1]
 
 
 def draws(net: Network) -> Iterator[Tensor]:
@@ -37,11 +38,8 @@ def draws(net: Network) -> Iterator[Tensor]:
         yield arch
 
 
-def assert_close(name: str, value: Tensor, wanted: Tensor) -> None:
-    if not wanted.numel():
-        return
-    scale = wanted.abs().max().clamp_min(1e-30)
-    assert float((value - wanted).abs().max() / scale) < TOLERANCE, name
+def assert_alike(name: str, value: Tensor, wanted: Tensor) -> None:
+    assert_within("float64 network", name, value, wanted)
 
 
 def assert_same_gradients(net: Network, plain: Network) -> None:
@@ -50,21 +48,22 @@ def assert_same_gradients(net: Network, plain: Network) -> None:
         own, wanted = parameter.grad, other.grad
         if own is not None and wanted is not None and wanted.is_sparse:
             assert own._indices().tolist() == wanted._indices().tolist(), name
-        assert_close(name, dense(own, parameter), dense(wanted, other))
+        assert_alike(name, dense(own, parameter), dense(wanted, other))
 
 
+@pytest.mark.slow
 @every_network
 @pytest.mark.parametrize("training", [True, False])
 def test_one_graph_serves_all_architectures_of_a_rank(name: str, training: bool) -> None:
     net, plain = (net.train(training) for net in two_alike(name))
     counter = CompileCounterWithBackend("aot_eager" if training else "eager")
     compiled = torch.compile(net, fullgraph=True, backend=counter)
-    images = images_for(2, size=16)
+    images = images_for(2, size=16).double()
     graphs = []
     with torch.set_grad_enabled(training):
         for number, arch in enumerate(draws(net)):
             logits, wanted = compiled(images, arch), plain(images, arch)
-            assert_close(str(arch.tolist()), logits.detach(), wanted.detach())
+            assert_alike(str(arch.tolist()), logits.detach(), wanted.detach())
             graphs.append(counter.frame_count)
             if training and number % 20 == 0:
                 net.zero_grad()
@@ -77,20 +76,21 @@ def test_one_graph_serves_all_architectures_of_a_rank(name: str, training: bool)
     assert (graphs[80], graphs[119]) == (2, 2), "a batch of one: one graph"
     assert (graphs[120], graphs[-1]) == (3, 3), "a batch of several: one graph"
     for key, value in snapshot(net).items():
-        assert_close(key, value, plain.state_dict()[key])
+        assert_alike(key, value, plain.state_dict()[key])
 
 
+@pytest.mark.slow
 @every_network
 def test_inductor_compiles_a_training_step(name: str) -> None:
     net, plain = two_alike(name)
     compiled = torch.compile(net, fullgraph=True)
-    images = images_for(2, size=16)
+    images = images_for(2, size=16).double()
     archs = net.space.sample(5, generator=torch.Generator().manual_seed(1))
     for number, arch in enumerate(archs):
         with torch.compiler.set_stance("fail_on_recompile" if number else "default"):
             logits = compiled(images, arch)
         wanted = plain(images, arch)
-        assert_close("logits", logits.detach(), wanted.detach())
+        assert_alike("logits", logits.detach(), wanted.detach())
         net.zero_grad()
         plain.zero_grad()
         logits.square().mean().backward()
@@ -128,9 +128,9 @@ def test_a_graph_refuses_a_choice_that_does_not_exist(choice: int) -> None:
 def test_a_graph_keeps_ordinary_gradients_ordinary() -> None:
     net, plain = two_alike("nb201", dense_grad=True)
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
-    images, arch = images_for(2), torch.tensor([3, 2, 3, 1, 3, 4])
+    images, arch = images_for(2).double(), torch.tensor([3, 2, 3, 1, 3, 4])
     for module in (compiled, plain):
         module(images, arch).square().mean().backward()
     for (name, parameter), other in zip(net.named_parameters(), plain.parameters(), strict=True):
         assert parameter.grad is None or not parameter.grad.is_sparse
-        assert_close(name, dense(parameter.grad, parameter), dense(other.grad, other))
+        assert_alike(name, dense(parameter.grad, parameter), dense(other.grad, other))
