@@ -113,10 +113,10 @@ NATIVE = (
         _EXACT,
     ),
     Mutant(
-        "the last pixels of a row forgotten",
+        "the last pixels of a row forgotten",  # two, as the very last one is padding
         _DENSE_WEIGHT,
-        "x - k >= count) return;",
-        "x - k >= count - MUTANT) return;",
+        "x < count + 2; ++x) edge(x);",
+        "x < count + 2 - 2 * MUTANT; ++x) edge(x);",
         _EXACT,
     ),
     Mutant(
