@@ -12,6 +12,8 @@ import venv
 from pathlib import Path
 
 MINIMUM = (2, 10)
+# What a build without isolation needs, beside torch.
+BUILD_TOOLS = ("setuptools>=77", "wheel", "cmake>=3.25", "ninja")
 
 
 def importable_torch() -> tuple[str, Path] | None:
@@ -30,28 +32,41 @@ def new_enough(version: str) -> bool:
     return found is not None and tuple(map(int, found.groups())) >= MINIMUM
 
 
+def create(target: Path, behind: Path | None) -> Path:
+    """Makes an environment and returns its Python.
+
+    Args:
+        target: its folder.
+        behind: site-packages folder whose packages are seen behind the environment's own.
+    """
+    venv.create(target, with_pip=True, clear=True)
+    if behind is not None:
+        own = next((target / "lib").glob("python*")) / "site-packages"
+        (own / "torch_of_parent.pth").write_text(f"{behind}\n")
+    python = target / "bin" / "python"
+    install(python, "--upgrade", "pip")
+    return python
+
+
+def install(python: Path, *arguments: str) -> None:
+    """Runs pip."""
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *arguments], check=True)
+
+
 def main(target: Path) -> None:
     """Makes the environment in `target`."""
     present = importable_torch()
     reused = present if present is not None and new_enough(present[0]) else None
-    venv.create(target, with_pip=True, clear=True)
-    python = target / "bin" / "python"
-    # Behind the environment's own packages, so what is installed here comes first.
     if reused is not None:
-        version, site_packages = reused
-        print(f"cwkernels: {target} uses torch {version} of {site_packages}", flush=True)
-        own = next((target / "lib").glob("python*")) / "site-packages"
-        (own / "torch_of_parent.pth").write_text(f"{site_packages}\n")
+        print(f"cwkernels: {target} uses torch {reused[0]} of {reused[1]}", flush=True)
     else:
         why = "no torch here" if present is None else f"torch {present[0]} is older than 2.10"
         print(f"cwkernels: {why}: installing torch and torchvision into {target}", flush=True)
-    pip = [python, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "--upgrade", "pip"], check=True)
+    python = create(target, reused[1] if reused else None)
     if reused is None:
-        subprocess.run([*pip, "torch", "torchvision"], check=True)
+        install(python, "torch", "torchvision")
     # The environment's own, even where the parent has them: their programs must lie in its bin.
-    tools = ["setuptools>=77", "wheel", "cmake>=3.25", "ninja", "ruff", "mypy"]
-    subprocess.run([*pip, "--ignore-installed", *tools], check=True)
+    install(python, "--ignore-installed", *BUILD_TOOLS, "ruff", "mypy")
 
 
 if __name__ == "__main__":
