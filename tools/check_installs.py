@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,10 +65,13 @@ def way(name: str, folder: Path) -> Iterator[Path]:
     print(f"{name}: right, in {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def pip(python: Path, arguments: list[str], variables: Mapping[str, str]) -> None:
-    """Installs; what an isolated build installs for itself is not worth compiling to bytecode."""
+def pip(python: Path, arguments: list[str], variables: dict[str, str]) -> None:
+    """Installs as a user would, without the switches that this job was started with."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("CWKERNELS_")}
+    # Gigabytes of packages that an isolated build uses once are not worth compiling to bytecode.
+    clean["PIP_NO_COMPILE"] = "1"
     command = [str(python), "-m", "pip", "install", "--quiet", *arguments]
-    subprocess.run(command, check=True, env={**os.environ, "PIP_NO_COMPILE": "1", **variables})
+    subprocess.run(command, check=True, env=clean | variables)
 
 
 def sdist(python: Path, clone: Path, folder: Path) -> Path:
