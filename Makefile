@@ -2,11 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin/python
-NATIVE := $(wildcard csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu)
+NATIVE := $(wildcard csrc/*/*.h csrc/*/*.in csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu)
 OVERHEAD ?=
 PYTEST ?=
 
-.PHONY: overhead test mutants kernels check lint build clean
+.PHONY: overhead test mutants kernels check lint build wheel abi-check installs clean
 
 overhead: build
 	$(BIN) -m bench.overhead $(OVERHEAD)
@@ -29,6 +29,21 @@ kernels: build
 check: lint
 	$(BIN) -m pytest -q --sample 0.1 -m "not slow" $(PYTEST)
 
+# The one file for every torch and Python, in dist/.
+WHEEL_ARCHS ?= 80,86,89,90,100,120
+wheel: build
+	rm -rf build/lib dist
+	CWKERNELS_CUDA_ARCHS=$(WHEEL_ARCHS) $(BIN) -m pip wheel --quiet --no-build-isolation --no-deps \
+		--wheel-dir dist .
+
+# The wheel on other versions of torch: downloads them, 7 GB on disk at a time.
+ABI ?= newest 2.13 2.10
+abi-check: wheel
+	$(BIN) tools/abi_check.py dist/*.whl $(ABI)
+
+installs: build
+	$(BIN) tools/check_installs.py
+
 build: $(VENV)/installed cwkernels/_C.so
 
 # The virtual environment: with the torch that $(PYTHON) imports if it does, else with a new one.
@@ -40,9 +55,9 @@ $(VENV)/installed: $(VENV)/torch pyproject.toml setup.py
 	$(BIN) -m pip install --quiet --no-build-isolation --editable ".[test,bench]"
 	touch $@
 
-cwkernels/_C.so: $(VENV)/installed CMakeLists.txt setup.py $(NATIVE)
+cwkernels/_C.so: $(VENV)/installed CMakeLists.txt $(wildcard cmake/*) setup.py $(NATIVE)
 	$(BIN) setup.py --quiet build_ext --inplace
 	touch $@
 
 clean:
-	rm -rf build $(VENV) cwkernels/_C.so *.egg-info
+	rm -rf build dist $(VENV) cwkernels/_C.so *.egg-info

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,11 +45,10 @@ def main() -> None:
             pip(python, ["--no-build-isolation", str(clone)], {"CWKERNELS_CUDA": "0"})
             expect(python, folder, "no: CWKERNELS_CUDA=0")
             commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=clone, text=True)
-            sdist(python, clone, folder)
-        with way("pip install of the source distribution (no nvcc, no git)", folder) as python:
-            make_venv.install(python, "--ignore-installed", *make_venv.BUILD_TOOLS)
-            source = str(next(folder.glob("*.tar.gz")))
-            pip(python, ["--no-build-isolation", source], without_nvcc())
+            print("== the same from the source distribution (no nvcc, no git)", flush=True)
+            source = sdist(python, clone, folder)
+            again = ["--no-build-isolation", "--force-reinstall", "--no-deps"]
+            pip(python, [*again, str(source)], without_nvcc())
             expect(python, folder, "no: nvcc was not found on PATH", f"commit {commit[:12]}\n")
 
 
@@ -66,16 +65,20 @@ def way(name: str, folder: Path) -> Iterator[Path]:
     print(f"{name}: right, in {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def pip(python: Path, arguments: list[str], variables: Mapping[str, str]) -> None:
-    """Installs; what an isolated build installs for itself is not worth compiling to bytecode."""
-    command = [python, "-m", "pip", "install", "--quiet", *arguments]
-    subprocess.run(command, check=True, env={**os.environ, "PIP_NO_COMPILE": "1", **variables})
+def pip(python: Path, arguments: list[str], variables: dict[str, str]) -> None:
+    """Installs as a user would, without the switches that this job was started with."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("CWKERNELS_")}
+    # Gigabytes of packages that an isolated build uses once are not worth compiling to bytecode.
+    clean["PIP_NO_COMPILE"] = "1"
+    command = [str(python), "-m", "pip", "install", "--quiet", *arguments]
+    subprocess.run(command, check=True, env=clean | variables)
 
 
-def sdist(python: Path, clone: Path, folder: Path) -> None:
-    """Builds the source distribution into a folder."""
-    command = [python, "setup.py", "--quiet", "sdist", "--dist-dir", folder]
+def sdist(python: Path, clone: Path, folder: Path) -> Path:
+    """Builds the source distribution in a folder."""
+    command = [str(python), "setup.py", "--quiet", "sdist", "--dist-dir", str(folder)]
     subprocess.run(command, cwd=clone, check=True)
+    return next(folder.glob("*.tar.gz"))
 
 
 def without_nvcc(**variables: str) -> dict[str, str]:

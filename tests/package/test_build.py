@@ -136,7 +136,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("nvidia_smi", "archs", "why"),
     [
         (r"printf '9.0\n8.6\n9.0\n'", "86,90", "the visible GPU's"),
-        ("echo 6.1", "80,90", "the default"),
+        ("echo 7.5", "80,90", "the default"),
         ("echo 99.0", "80,90", "the default"),
         ("echo 9.0; exit 9", "80,90", "the default"),
         ("echo No devices were found", "80,90", "the default"),

@@ -145,3 +145,15 @@ def test_python_m_prints_the_reason_alone(package: Path) -> None:
     error = run_copy(package, "-m", "cwkernels")
     assert error.startswith(f"cwkernels: no compiled extension at {package}/_C.so: build it with")
     assert error.count("\n") == 1
+
+
+def test_the_library_needs_nothing_that_a_torch_for_the_cpu_lacks() -> None:
+    """One file loads on every torch: what CUDA's calls need is looked up when they are made."""
+    command = ["nm", "--dynamic", "--undefined-only", str(_library.LIBRARY)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    needed = {line.split()[-1] for line in output.splitlines()}
+    assert "aoti_torch_call_dispatcher" in needed or "torch_call_dispatcher" in needed
+    # A constant of the stable interface, which every torch has.
+    of_cuda = {name for name in needed if "cuda" in name.lower()} - {"aoti_torch_device_type_cuda"}
+    assert not of_cuda
+    assert "torch_stream_native_handle" not in needed
