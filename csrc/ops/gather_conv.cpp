@@ -15,8 +15,8 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// Views of the same memory: [A, N, C, H, W] as [A, N, H, W, C] and back. The stable interface has no
-// permute before torch 2.14.
+// Views of the same memory: [A, N, C, H, W] as [A, N, H, W, C] and back. The stable interface has
+// no permute before torch 2.14.
 Tensor channels_behind(const Tensor& tensor) {
   return torch::stable::transpose(torch::stable::transpose(tensor, 2, 3), 3, 4);
 }
