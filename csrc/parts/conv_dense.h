@@ -107,10 +107,14 @@ CWK_INLINE bool dense_groups(const PixelList& list, int64_t begin, const T* sour
                              const TapRows& rows, const T* panel, const Finish& finish) {
   if (begin + G * kBlockPixels > list.count) return false;
   const int64_t* at = list.source + begin;
-  bool alike = true, side_by_side = rows.taps == kRowTaps && kRowBlockFits<V, G>;
-  for (int64_t i = 1; i < kBlockPixels; ++i) {
-    side_by_side &= at[i] - at[i - 1] == rows.channels;
-    if constexpr (G == 2) alike &= at[kBlockPixels + i] - at[i] == at[kBlockPixels] - at[0];
+  const bool rows_of_three = rows.taps == kRowTaps && kRowBlockFits<V, G>;
+  bool alike = true, side_by_side = rows_of_three && list.step == rows.channels;
+  if (list.step == 0) {
+    side_by_side = rows_of_three;
+    for (int64_t i = 1; i < kBlockPixels; ++i) {
+      side_by_side &= at[i] - at[i - 1] == rows.channels;
+      if constexpr (G == 2) alike &= at[kBlockPixels + i] - at[i] == at[kBlockPixels] - at[0];
+    }
   }
   if (!alike) return false;
   const int64_t group = G == 2 ? at[kBlockPixels] - at[0] : 0;
@@ -184,6 +188,9 @@ CWK_INLINE int64_t workers_for(const Parallel& parallel, int64_t tasks) {
   return max(min(parallel.num_threads, tasks), 1);
 }
 
+// 32 pixels use a panel of weights from L2 four times.
+constexpr int64_t kDirectPixels = 32;
+
 // Forward and backward_input.
 template <class T>
 class DenseConvolution {
@@ -194,7 +201,7 @@ class DenseConvolution {
     padded_ = round_up(plan_.target.channels, kLanes<T>);
     panels_ = ceil_div(padded_, kPanelWidth<T>);
     for (int i = 0; i < plan_.plane_count; ++i) {
-      bands_[i] = make_bands(plan_.planes[i], plan_.source, true, source_channels);
+      bands_[i] = make_bands(plan_.planes[i], plan_.source, kDirectPixels, source_channels);
       packed_offset_[i] = packed_size_;
       packed_size_ += plan_.planes[i].taps() * source_channels * padded_;
       bands_per_image_ += bands_[i].count;
@@ -250,7 +257,7 @@ class DenseConvolution {
     const int64_t image = index / bands_per_image_ % p_.images;
     const int64_t first = index / bands_per_image_ / p_.images * together_;
     int64_t* offsets = offsets_ + worker * 2 * pixels_;
-    PixelList list{offsets, offsets + pixels_, 0};
+    PixelList list{offsets, offsets + pixels_, 0, 0};
     T* patch = patch_ + worker * patch_size_;
     const Side<T>& source = plan_.source;
     const int64_t row = band_pixels(plan_.planes[plane], bands_[plane], source, plan_.target,

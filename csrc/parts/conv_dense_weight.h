@@ -11,6 +11,10 @@ namespace cwkernels::CWK_ISA {
 template <int V>
 constexpr int kRunBlock = (kVectorRegisters == 32 ? 16 : 8) / V;
 
+// A block adds its 16 vectors to the partial result once a band, so 128 pixels are 2048 FMAs for 16
+// loads and stores of what lies in L2 or beyond (1.5 MB at 256 x 1536 channels).
+constexpr int64_t kWeightPixels = 128;
+
 // The partial results of all chunks take 32 MB at most.
 constexpr int64_t kPartialBytes = 32 << 20;
 
@@ -112,6 +116,10 @@ CWK_INLINE void weight_rows(const PixelList& list, int64_t columns, const T* sou
   }
 }
 
+// Values a row of the tile through which weight gradients are transposed.
+constexpr int64_t kTileValues = 256;
+static_assert(kTileValues >= kMaxTaps);
+
 // A stem's run, 3 taps of 3 channels: as 8 + 1 its last block would wait for one FMA after another.
 constexpr int kStemRun = 9;
 
@@ -156,7 +164,7 @@ class DenseWeightGradient {
   DenseWeightGradient(const GatherConvParams& params, Arena& arena)
       : p_(flatten_pixels(params)),
         plan_(make_plan<T>(p_)),
-        bands_(make_bands(plan_.planes[0], plan_.source, true, plan_.source.channels)),
+        bands_(make_bands(plan_.planes[0], plan_.source, kWeightPixels, plan_.source.channels)),
         padded_(round_up(plan_.target.channels, kLanes<T>)),
         tasks_(p_.images * bands_.count) {
     partial_size_ = plan_.planes[0].taps() * plan_.source.channels * padded_;
@@ -178,8 +186,8 @@ class DenseWeightGradient {
       T* grad = static_cast<T*>(p_.weight_grad) + p_.slots[a] * row_size;
       bool again = false;
       for (int64_t earlier = 0; earlier < a; ++earlier) again |= p_.slots[earlier] == p_.slots[a];
-      parallel_for(p_.parallel, padded_ / kLanes<T>,
-                   [&](int64_t block) { reduce(block * kLanes<T>, again, grad); });
+      parallel_for(p_.parallel, ceil_div(p_.input_channels, reduce_block()),
+                   [&](int64_t block) { reduce(block * reduce_block(), again, grad); });
     }
   }
 
@@ -195,7 +203,7 @@ class DenseWeightGradient {
   void sum_band(int64_t a, int64_t chunk, int64_t image, int64_t band, T* partial) const {
     const Plane& plane = plan_.planes[0];
     int64_t* offsets = offsets_ + chunk * 3 * bands_.pixels;
-    PixelList list{offsets, offsets + bands_.pixels, 0};
+    PixelList list{offsets, offsets + bands_.pixels, 0, 0};
     const Side<T>& source = plan_.source;
     const int64_t row =
         band_pixels(plane, bands_, source, plan_.target, source.channels, band, list);
@@ -250,23 +258,35 @@ class DenseWeightGradient {
     }
   }
 
-  // partial[tap][c][k], chunks in order, to grad[k][c][tap], one vector of k at a time.
-  void reduce(int64_t first, bool again, T* grad) const {
+  // partial[tap][c][k], chunks in order, to grad[k][c][tap] for a block of channels c: read along
+  // k, as it lies, and transposed in a tile in L1 (18 KB).
+  void reduce(int64_t begin, bool again, T* grad) const {
     const int64_t kernel = p_.kernel_size * p_.kernel_size;
-    const int64_t count = min(kLanes<T>, p_.output_channels - first);
-    for (int64_t c = 0; c < p_.input_channels; ++c) {
+    const int64_t channels = min(reduce_block(), p_.input_channels - begin);
+    T tile[kLanes<T>][kTileValues + kLanes<T>];
+    for (int64_t first = 0; first < p_.output_channels; first += kLanes<T>) {
       for (int64_t t = 0; t < kernel; ++t) {
-        const T* sum = partial_ + (t * p_.input_channels + c) * padded_ + first;
-        Vector<T> total = load(sum);
-        for (int64_t chunk = 1; chunk < chunks_; ++chunk) {
-          total += load(sum + chunk * partial_size_);
+        for (int64_t c = 0; c < channels; ++c) {
+          const T* sum = partial_ + (t * p_.input_channels + begin + c) * padded_ + first;
+          Vector<T> total = load(sum);
+          for (int64_t chunk = 1; chunk < chunks_; ++chunk) {
+            total += load(sum + chunk * partial_size_);
+          }
+          unroll<kLanes<T>>([&](auto k) { tile[k][c * kernel + t] = total[int{k}]; });
         }
-        for (int64_t k = 0; k < count; ++k) {
-          T& to = grad[((first + k) * p_.input_channels + c) * kernel + t];
-          to = again ? to + total[k] : total[k];
+      }
+      for (int64_t k = 0; k < min(kLanes<T>, p_.output_channels - first); ++k) {
+        T* to = grad + ((first + k) * p_.input_channels + begin) * kernel;
+        for (int64_t i = 0; i < channels * kernel; ++i) {
+          to[i] = again ? to[i] + tile[k][i] : tile[k][i];
         }
       }
     }
+  }
+
+  // Channels a task of `reduce`: at least 16 where a tile holds as many.
+  int64_t reduce_block() const {
+    return max(min(kTileValues / (p_.kernel_size * p_.kernel_size), 16), 1);
   }
 
   GatherConvParams p_;

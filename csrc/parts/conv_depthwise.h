@@ -58,7 +58,7 @@ class DepthwiseConvolution {
     blocks_ = ceil_div(channels, kChannelBlock<T>);
     padded_ = round_up(channels, kLanes<T>);
     for (int i = 0; i < plan_.plane_count; ++i) {
-      bands_[i] = make_bands(plan_.planes[i], plan_.source, false, kChannelBlock<T>);
+      bands_[i] = make_bands(plan_.planes[i], plan_.source, 0, kChannelBlock<T>);
       bands_per_image_ += bands_[i].count;
       patch_size_ =
           max(patch_size_, bands_[i].patch_rows * bands_[i].patch_columns * kChannelBlock<T>);
@@ -104,7 +104,7 @@ class DepthwiseConvolution {
     const int64_t image = index / bands_per_image_ / blocks_ % p_.images;
     const int64_t first = index / bands_per_image_ / blocks_ / p_.images * together_;
     int64_t* offsets = offsets_ + worker * 2 * pixels_;
-    PixelList list{offsets, offsets + pixels_, 0};
+    PixelList list{offsets, offsets + pixels_, 0, 0};
     T* patch = patch_ + worker * patch_size_;
     const Side<T>& source = plan_.source;
     const int64_t row =

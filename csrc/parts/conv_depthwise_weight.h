@@ -40,7 +40,7 @@ class DepthwiseWeightGradient {
   DepthwiseWeightGradient(const GatherConvParams& params, Arena& arena)
       : p_(params),
         plan_(make_plan<T>(p_)),
-        bands_(make_bands(plan_.planes[0], plan_.source, false, kChannelBlock<T>)),
+        bands_(make_bands(plan_.planes[0], plan_.source, 0, kChannelBlock<T>)),
         blocks_(ceil_div(p_.output_channels, kChannelBlock<T>)),
         padded_(round_up(p_.output_channels, kLanes<T>)),
         tasks_(p_.images * bands_.count),
@@ -89,7 +89,7 @@ class DepthwiseWeightGradient {
                 T* partial) const {
     const Plane& plane = plan_.planes[0];
     int64_t* offsets = offsets_ + chunk * 3 * bands_.pixels;
-    PixelList list{offsets, offsets + bands_.pixels, 0};
+    PixelList list{offsets, offsets + bands_.pixels, 0, 0};
     const Side<T>& source = plan_.source;
     const int64_t row = band_pixels(plane, bands_, source, plan_.target, block.padded, band, list);
     T* patch = patch_ + chunk * patch_size_;

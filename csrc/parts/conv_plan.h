@@ -145,10 +145,9 @@ struct Bands {
 // weights (and half of it in L1), and a 34 x 34 x 16 image (74 KB) is two bands.
 constexpr int64_t kPatchBytes = 64 << 10;
 
-// Read in place, a band's source values are 32 KB where that is at least 32 pixels: they stay in L1
-// (48 KB) while all panels of weights pass by, and 32 pixels use a panel from L2 four times.
+// Read in place, a band's source values are 32 KB where that is at least `least` pixels: they stay
+// in L1 (48 KB) while all panels of weights pass by.
 constexpr int64_t kDirectBytes = 32 << 10;
-constexpr int64_t kDirectPixels = 32;
 
 // In place, a row of taps is one run only if the source's pixels are dense.
 template <class T>
@@ -162,16 +161,17 @@ CWK_INLINE bool readable_in_place(const Plane& plane, const Side<T>& source) {
           (plane.tap_columns == 1 || source.strides.column == source.channels));
 }
 
-// `patch_channels` is what a pixel of the patch holds.
+// `patch_channels` is what a pixel of the patch holds; `least_direct` the least pixels of a band
+// that is read in place, 0 if none may be.
 template <class T>
-CWK_INLINE Bands make_bands(const Plane& plane, const Side<T>& source, bool allow_direct,
+CWK_INLINE Bands make_bands(const Plane& plane, const Side<T>& source, int64_t least_direct,
                             int64_t patch_channels) {
   Bands bands{};
   const int64_t pixels = plane.rows * plane.columns;
-  bands.direct = plane.taps() == 0 || (allow_direct && readable_in_place(plane, source));
+  bands.direct = plane.taps() == 0 || (least_direct > 0 && readable_in_place(plane, source));
   if (bands.direct) {
     const int64_t fitting = kDirectBytes / (patch_channels * static_cast<int64_t>(sizeof(T)));
-    bands.pixels = min(max(pixels, 1), round_up(max(fitting, kDirectPixels), kDirectPixels));
+    bands.pixels = min(max(pixels, 1), round_up(max(fitting, least_direct), least_direct));
   } else {
     const int64_t row_bytes = patch_channels * static_cast<int64_t>(sizeof(T));
     bands.patch_columns = (plane.columns - 1) * plane.source_step + plane.tap_columns;
@@ -190,6 +190,7 @@ struct PixelList {
   int64_t* source;
   int64_t* target;
   int64_t count;
+  int64_t step;  // between the sources of neighbours, if it is one throughout; else 0
 };
 
 template <class T>
@@ -202,15 +203,22 @@ CWK_INLINE int64_t band_pixels(const Plane& plane, const Bands& bands, const Sid
   const int64_t row_stride =
       bands.direct ? source.strides.row : bands.patch_columns * patch_channels;
   const int64_t column_stride = bands.direct ? source.strides.column : patch_channels;
-  int64_t row = first_row, column = begin % plane.columns;
-  for (int64_t i = 0; i < list.count; ++i) {
-    list.source[i] = (bands.direct ? row : row - first_row) * plane.source_step * row_stride +
-                     column * plane.source_step * column_stride;
-    list.target[i] = (plane.target_row + row * plane.target_step) * target.strides.row +
-                     (plane.target_column + column * plane.target_step) * target.strides.column;
+  const int64_t across = plane.source_step * column_stride, down = plane.source_step * row_stride;
+  const int64_t target_across = plane.target_step * target.strides.column;
+  const int64_t target_down = plane.target_step * target.strides.row;
+  int64_t column = begin % plane.columns;
+  int64_t from = (bands.direct ? first_row * down : 0) + column * across;
+  int64_t to = (plane.target_row + first_row * plane.target_step) * target.strides.row +
+               (plane.target_column + column * plane.target_step) * target.strides.column;
+  const bool one_row = column + list.count <= plane.columns;
+  list.step = one_row || down == plane.columns * across ? across : 0;
+  for (int64_t i = 0; i < list.count; ++i, from += across, to += target_across) {
+    list.source[i] = from;
+    list.target[i] = to;
     if (++column == plane.columns) {
       column = 0;
-      ++row;
+      from += down - plane.columns * across;
+      to += target_down - plane.columns * target_across;
     }
   }
   return first_row;

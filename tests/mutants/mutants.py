@@ -80,8 +80,8 @@ NATIVE = (
     Mutant(
         "gradients of a repeated row overwrite each other",
         _DENSE_WEIGHT,
-        "to = again ? to + total[k] : total[k];",
-        "to = again && !MUTANT ? to + total[k] : total[k];",
+        "to[i] = again ? to[i]",
+        "to[i] = again && !MUTANT ? to[i]",
         _EXACT,
     ),
     Mutant(
