@@ -171,7 +171,8 @@ CWK_INLINE Bands make_bands(const Plane& plane, const Side<T>& source, int64_t l
   bands.direct = plane.taps() == 0 || (least_direct > 0 && readable_in_place(plane, source));
   if (bands.direct) {
     const int64_t fitting = kDirectBytes / (patch_channels * static_cast<int64_t>(sizeof(T)));
-    bands.pixels = min(max(pixels, 1), round_up(max(fitting, least_direct), least_direct));
+    const int64_t whole = max(least_direct, 1);  // 0: a plane of zeros
+    bands.pixels = min(max(pixels, 1), round_up(max(fitting, whole), whole));
   } else {
     const int64_t row_bytes = patch_channels * static_cast<int64_t>(sizeof(T));
     bands.patch_columns = (plane.columns - 1) * plane.source_step + plane.tap_columns;
