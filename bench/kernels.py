@@ -15,11 +15,9 @@ if not __package__:
 os.environ.setdefault("OMP_PROC_BIND", "true")
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from bench.harness import Action, Interval, describe_machine, interleave, write_json
-from cwkernels import ops
 from cwkernels.testing import (
     Call,
     ConvCase,
@@ -41,7 +39,7 @@ class Row:
     Attributes:
         milliseconds: our median.
         ratio: our time over stock's, with its 10-90 % interval.
-        rate: our GFLOP/s, or GB/s of what moves no arithmetic.
+        rate: our GFLOP/s, or calls a second where there is no one number of operations.
         unit: of the rate.
     """
 
@@ -137,7 +135,7 @@ def call_actions(call: Call) -> dict[str, Mapping[str, Action]]:
 
 
 def measure_call(call: Call, rounds: int) -> list[Row]:
-    """Both directions of one call of an operation that is composed of others."""
+    """Both directions of one call."""
     rows = []
     for direction, actions in call_actions(call).items():
         samples = interleave([actions], rounds=rounds)
@@ -149,32 +147,8 @@ def measure_call(call: Call, rounds: int) -> list[Row]:
     return rows
 
 
-def measure_copy(name: str, bank: Tensor, sources: Tensor, rounds: int) -> Row:
-    """copy_rows as a split calls it, against advanced indexing."""
-    actions: Mapping[str, Action] = {
-        "ours": lambda: ops.copy_rows(bank, sources),
-        "stock": lambda: bank[sources],
-    }
-    samples = interleave([actions], rounds=rounds)
-    (median,) = samples.medians("ours")
-    moved = 2 * sources.numel() * bank[0].numel() * bank.element_size()
-    ratio = samples.ratio("ours", "stock")
-    return Row("copy_rows", name, "forward", median * 1e3, ratio, moved / median / 1e9, "GB/s")
-
-
-def copies() -> list[tuple[str, Tensor, Tensor]]:
-    """What splits copy: one row to 25 of a 3x3 bank, and to 3 of Macro's widest."""
-    return [
-        ("64x64x3x3, 1 to 25 rows", torch.randn(1, 64, 64, 3, 3), torch.zeros(25).long()),
-        ("1536x256x1x1, 1 to 3 rows", torch.randn(1, 256, 1536, 1, 1), torch.zeros(3).long()),
-    ]
-
-
 def measure(only: str, batch: int, rounds: int) -> Iterator[Row]:
     """All rows whose name contains `only`, as they come."""
-    for name, bank, sources in copies():
-        if only in name:
-            yield measure_copy(name, bank, sources, rounds)
     for case in network_cases(images=batch):
         if only in case.name:
             yield from measure_convolution(case, rounds)

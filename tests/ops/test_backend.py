@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import cwkernels as cw
 from cwkernels import ops
 from cwkernels.ops.backend import Backend
-from cwkernels.testing import dense_random, refused
+from cwkernels.testing import Call, dense_random, network_calls, refused
 
 
 class Recorder(TorchDispatchMode):
@@ -150,52 +150,15 @@ def test_unknown_names_are_refused(name: str) -> None:
     assert ops.current_backend() == "kernels"
 
 
-def conv_norm() -> object:
-    return ops.conv_norm(torch.ones(2, 3, 4, 4), torch.ones(5, 3, 3, 3))
+ONE_OF_EACH = {call.operation: call for call in network_calls()}
 
 
-def norm_add() -> object:
-    return ops.norm_add(dense_random(2, 3, 4, 4), torch.ones(2, 3))
-
-
-def copy_rows() -> object:
-    return ops.copy_rows(torch.ones(2, 3), torch.tensor([1]))
-
-
-def nb201_cell() -> object:
-    weights = [torch.ones(1, 3, 3, *size) for _ in range(6) for size in ((1, 1), (3, 3))]
-    running = [torch.ones(1, 3)] * 12
-    selection = torch.tensor([[3, 0]] * 6)
-    return ops.nb201_cell(
-        torch.ones(2, 3, 4, 4), selection, weights, running, running, training=False
-    )
-
-
-def inverted_bottleneck() -> object:
-    shapes = [(6, 3, 1, 1), (6, 1, 3, 3), (3, 6, 1, 1)] * 2
-    weights = [torch.ones(1, *shape) for shape in shapes]
-    norms = [torch.ones(1, shape[0]) for shape in shapes]
-    return ops.inverted_bottleneck(
-        torch.ones(2, 3, 4, 4), torch.tensor([1, 0]), weights, *[norms] * 4, training=False
-    )
-
-
-def update_statistics() -> object:
-    running = [torch.ones(1, 3)]
-    statistics = [torch.ones(1, 2, 3)]
-    batches, rows = [torch.tensor([0])], torch.tensor([[0]])
-    ops.update_statistics(running, running, batches, statistics, rows, [4])
-    return None
-
-
-@pytest.mark.parametrize(
-    "operation",
-    [copy_rows, conv_norm, norm_add, nb201_cell, inverted_bottleneck, update_statistics],
-)
-def test_every_operation_has_a_reference(operation: Callable[[], object]) -> None:
+@pytest.mark.parametrize("call", ONE_OF_EACH.values(), ids=str)
+def test_every_operation_has_a_reference(call: Call) -> None:
+    inputs = call.inputs()
     for backend, kernels in ((nullcontext(), True), (cw.backend("reference"), False)):
         with backend:
-            assert runs_kernels(operation) == kernels
+            assert runs_kernels(lambda: call.run(inputs)) == kernels
 
 
 @pytest.mark.parametrize("row", [-1, 2])

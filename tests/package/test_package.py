@@ -1,6 +1,7 @@
 """What the package promises before any operation runs."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -169,3 +170,26 @@ print((make_venv.importable_torch()[1] / "torch" / "version.py").exists())
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "tools", check=True
     )
     assert result.stdout == "[True, True, False]\nTrue\n"
+
+
+def test_the_walk_names_the_files_of_the_tree() -> None:
+    """Every file of the stem that docs/adding_an_operation.md walks through, in its order."""
+    walk = (ROOT / "docs" / "adding_an_operation.md").read_text()
+    named = re.findall(r"^\| \d \| `([^`]+)` \|", walk, flags=re.MULTILINE)
+    headed = re.findall(r"^## [1-9]\. .*: `([^`]+)`$", walk, flags=re.MULTILINE)
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*copy_rows*"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert sorted(named) == sorted(listing.stdout.split())
+    assert headed == named
+
+
+def test_the_walk_names_what_there_is() -> None:
+    walk = (ROOT / "docs" / "adding_an_operation.md").read_text()
+    paths = set(re.findall(r"`((?:csrc|cwkernels|tests|docs)/[\w/]+(?:\.\w+)?)`", walk))
+    assert len(paths) > 12
+    assert [path for path in paths if not (ROOT / path).exists()] == []
