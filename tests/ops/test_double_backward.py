@@ -25,4 +25,4 @@ def test_double_backward_is_a_named_error(call: Call) -> None:
 
 def test_all_that_have_gradients_are_tried() -> None:
     expected = {"copy_rows", "conv_norm", "norm_add", "nb201_cell", "inverted_bottleneck"}
-    assert set(DIFFERENTIABLE) == expected
+    assert set(DIFFERENTIABLE) >= expected
