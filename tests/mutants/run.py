@@ -15,6 +15,7 @@ from mutants import NATIVE, PYTHON, Mutant
 ROOT = Path(__file__).parents[2]
 PARTS = (
     "cwkernels",
+    "cmake",
     "csrc",
     "tests",
     "bench",
