@@ -1,0 +1,121 @@
+#pragma once
+#include "simd.h"
+
+// What kernels do to a value as they read it: rectify, normalise, or turn the gradient of a
+// normalised value into that of the raw one. A loader gives the vector of channels from `c` on of
+// the pixel whose channels begin `at` elements into the tensor; `left` is how many channels there
+// are from `c` on, and lanes past them are zero.
+namespace cwkernels::CWK_ISA {
+
+// The first `count` lanes, zeros behind: for a last vector that is not full.
+template <class T>
+CWK_INLINE Vector<T> load_part(const T* p, int64_t count) {
+  Vector<T> v{};
+  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+}
+
+template <class T>
+CWK_INLINE Vector<T> load_channels(const T* p, int64_t left) {
+  return left >= kLanes<T> ? load(p) : load_part(p, left);
+}
+
+template <class T>
+CWK_INLINE void store_channels(T* p, Vector<T> v, int64_t left) {
+  if (left >= kLanes<T>) return store(p, v);
+  store_part(p, v, left);
+}
+
+// Keeps NaN, as torch's does.
+template <class T>
+CWK_INLINE Vector<T> rectify(Vector<T> v) {
+  return v < Vector<T>{} ? Vector<T>{} : v;
+}
+
+// Coefficients of batch norms lie in arrays of whole vectors, zeros behind the last channel.
+template <class T>
+CWK_INLINE int64_t padded_channels(int64_t channels) {
+  return round_up(channels, kLanes<T>);
+}
+
+// normalised = (raw - mean) * scale + shift, with scale = gamma / sqrt(variance + eps).
+template <class T>
+struct Norm {
+  const T* mean;
+  const T* scale;
+  const T* shift;
+
+  CWK_INLINE Vector<T> operator()(Vector<T> raw, int64_t c) const {
+    return (raw - load(mean + c)) * load(scale + c) + load(shift + c);
+  }
+};
+
+// gradient of raw = grad * scale + (raw - mean) * slope + offset.
+template <class T>
+struct NormBackward {
+  const T* mean;
+  const T* scale;
+  const T* slope;
+  const T* offset;
+
+  CWK_INLINE Vector<T> operator()(Vector<T> grad, Vector<T> raw, int64_t c) const {
+    return grad * load(scale + c) + ((raw - load(mean + c)) * load(slope + c) + load(offset + c));
+  }
+};
+
+template <class T>
+struct LoadPlain {
+  const T* data;
+
+  CWK_INLINE Vector<T> operator()(int64_t at, int64_t c, int64_t left) const {
+    return load_channels(data + at + c, left);
+  }
+};
+
+template <class T>
+struct LoadNormalized {
+  const T* data;
+  Norm<T> norm;
+
+  CWK_INLINE Vector<T> operator()(int64_t at, int64_t c, int64_t left) const {
+    return norm(load_channels(data + at + c, left), c);
+  }
+};
+
+template <class T, class Inner>
+struct LoadRectified {
+  Inner inner;
+
+  CWK_INLINE Vector<T> operator()(int64_t at, int64_t c, int64_t left) const {
+    return rectify<T>(inner(at, c, left));
+  }
+};
+
+// The gradient of a raw value from that of the normalised one.
+template <class T>
+struct LoadNormGradient {
+  const T* grad;
+  const T* raw;
+  NormBackward<T> backward;
+
+  CWK_INLINE Vector<T> operator()(int64_t at, int64_t c, int64_t left) const {
+    return backward(load_channels(grad + at + c, left), load_channels(raw + at + c, left), c);
+  }
+};
+
+// The same where the normalised value was rectified: the gradient passes where it was positive.
+template <class T>
+struct LoadRectifiedNormGradient {
+  const T* grad;
+  const T* raw;
+  Norm<T> norm;
+  NormBackward<T> backward;
+
+  CWK_INLINE Vector<T> operator()(int64_t at, int64_t c, int64_t left) const {
+    const Vector<T> value = load_channels(raw + at + c, left);
+    const Vector<T> passed = load_channels(grad + at + c, left);
+    return backward(norm(value, c) > Vector<T>{} ? passed : Vector<T>{}, value, c);
+  }
+};
+
+}  // namespace cwkernels::CWK_ISA
