@@ -1,0 +1,102 @@
+#include "workspace.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <vector>
+
+namespace cwkernels {
+namespace {
+
+struct Piece {
+  void* data;
+  size_t bytes;
+};
+
+// The pieces that no call uses now. A call takes the smallest that fits, else a new one in place of
+// the largest, which is too small: the pool holds one piece for each call that ran at a time.
+struct Pool {
+  std::mutex mutex;
+  std::vector<Piece> idle;
+  int64_t bytes = 0;  // of all pieces, used ones too
+  std::atomic<bool> poisoned{false};
+};
+
+// Never destroyed: an autograd thread may outlive main.
+Pool& pool() {
+  static Pool& instance = *new Pool;
+  return instance;
+}
+
+void release(Piece piece) {
+  pool().bytes -= static_cast<int64_t>(piece.bytes);
+  std::free(piece.data);
+}
+
+int64_t workspace_bytes() {
+  const std::lock_guard<std::mutex> lock(pool().mutex);
+  return pool().bytes;
+}
+
+void release_workspace() {
+  const std::lock_guard<std::mutex> lock(pool().mutex);
+  for (const Piece& piece : pool().idle) release(piece);
+  pool().idle.clear();
+}
+
+// Scratch begins as NaN, so that what is read before it is written shows. For tests.
+void poison_workspace(bool poisoned) { pool().poisoned = poisoned; }
+
+}  // namespace
+
+Workspace::Workspace(int64_t bytes) : data_(nullptr), bytes_((bytes + 63) / 64 * 64) {
+  if (bytes_ == 0) return;
+  {
+    const std::lock_guard<std::mutex> lock(pool().mutex);
+    std::vector<Piece>& idle = pool().idle;
+    size_t best = idle.size(), largest = 0;
+    for (size_t i = 0; i < idle.size(); ++i) {
+      if (idle[i].bytes > idle[largest].bytes) largest = i;
+      const bool fits = idle[i].bytes >= bytes_;
+      if (fits && (best == idle.size() || idle[i].bytes < idle[best].bytes)) best = i;
+    }
+    if (best == idle.size() && !idle.empty()) {
+      release(idle[largest]);
+      idle.erase(idle.begin() + static_cast<std::ptrdiff_t>(largest));
+    } else if (best < idle.size()) {
+      data_ = idle[best].data;
+      bytes_ = idle[best].bytes;
+      idle.erase(idle.begin() + static_cast<std::ptrdiff_t>(best));
+    }
+    if (!data_) {
+      data_ = std::aligned_alloc(64, bytes_);
+      STD_TORCH_CHECK(data_, "cwkernels: no memory for ", bytes_, " bytes of workspace");
+      pool().bytes += static_cast<int64_t>(bytes_);
+    }
+  }
+  if (pool().poisoned) std::memset(data_, 0xff, bytes_);
+}
+
+Workspace::~Workspace() {
+  if (!data_) return;
+  const std::lock_guard<std::mutex> lock(pool().mutex);
+  pool().idle.push_back({data_, bytes_});
+}
+
+}  // namespace cwkernels
+
+STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
+  m.def("workspace_bytes() -> int");
+  m.def("release_workspace() -> ()");
+  m.def("poison_workspace(bool poisoned) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(cwkernels, CompositeExplicitAutograd, m) {
+  m.impl("workspace_bytes", TORCH_BOX(&cwkernels::workspace_bytes));
+  m.impl("release_workspace", TORCH_BOX(&cwkernels::release_workspace));
+  m.impl("poison_workspace", TORCH_BOX(&cwkernels::poison_workspace));
+}
