@@ -88,7 +88,9 @@ class WinogradConvolution {
   }
 
   // Elements of the transformed weights: [panel][frequency][source channel][panel's outputs].
-  int64_t packed_size() const { return kFrequencies * channels_ * vectors_ * kLanes<T>; }
+  int64_t packed_size() const {
+    return kFrequencies * (channels_ * vectors_ * kLanes<T> + panels_ * kFrequencyPad<T>);
+  }
 
   // Elements of scratch for one `run`: the inputs [frequency][tile][source channel] and a panel of
   // the products.
@@ -120,7 +122,7 @@ class WinogradConvolution {
       const auto taps = [&](int t) {
         return load(square[i * kWeightTaps + (transposed ? kWeightTaps - 1 - t : t)]);
       };
-      transform_weights<T>(taps, to, channels_ * width);
+      transform_weights<T>(taps, to, weight_stride(width));
     }
   }
 
@@ -150,8 +152,10 @@ class WinogradConvolution {
 
   template <class U>
   U* panel_of(U* packed, int64_t panel) const {
-    return packed + panel * kFrequencies * channels_ * 2 * kLanes<T>;
+    return packed + panel * kFrequencies * weight_stride(2 * kLanes<T>);
   }
+
+  int64_t weight_stride(int64_t width) const { return channels_ * width + kFrequencyPad<T>; }
 
   static int64_t product_stride(int64_t vectors) {
     return kTileBlock * vectors * kLanes<T> + kFrequencyPad<T>;
@@ -233,7 +237,7 @@ class WinogradConvolution {
         });
       }
       values += value_stride_;
-      weights += channels_ * width;
+      weights += weight_stride(width);
       products += product_stride(V);
     }
   }
