@@ -10,6 +10,7 @@ from cwkernels.ops._compact import first_order_only
 from cwkernels.ops._library import register_fake
 from cwkernels.ops._norm import check_norm, norms, per_architecture, reference_normalize
 from cwkernels.ops.backend import current_backend
+from cwkernels.ops.precision import winograd_allowed
 
 KERNEL_SIZES = (1, 3, 5, 7)
 
@@ -64,7 +65,7 @@ def conv_norm(
     arguments = (input, weight, statistics, scale, shift, relu, pool, stride, training, eps)
     if current_backend() == "reference":
         return reference(*arguments)
-    output, measured = torch.ops.cwkernels.conv_norm(*arguments, True)
+    output, measured = torch.ops.cwkernels.conv_norm(*arguments, winograd_allowed())
     return output, measured
 
 

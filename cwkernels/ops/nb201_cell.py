@@ -19,6 +19,7 @@ from cwkernels.ops._images import batches_of, channels_last, images_of
 from cwkernels.ops._library import register_fake
 from cwkernels.ops._norm import Norm, check_batch, reference_normalize
 from cwkernels.ops.backend import current_backend
+from cwkernels.ops.precision import winograd_allowed
 
 
 def nb201_cell(
@@ -76,7 +77,13 @@ def nb201_cell(
         results = reference(images, choices, *groups, *options, dense_grad)
     else:
         results = torch.ops.cwkernels.nb201_cell(
-            images, choices, *groups, *options, True, dense_grad, torch.is_grad_enabled()
+            images,
+            choices,
+            *groups,
+            *options,
+            winograd_allowed(),
+            dense_grad,
+            torch.is_grad_enabled(),
         )[:3]
     output, statistics, output_statistics = results
     if selection.dim() == 2:

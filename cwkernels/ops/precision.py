@@ -8,7 +8,9 @@ from typing import Literal, get_args
 Precision = Literal["high", "highest"]
 
 _default: Precision = "high"
-_override: ContextVar[Precision | None] = ContextVar("cwkernels_float32_conv_precision", default=None)
+_override: ContextVar[Precision | None] = ContextVar(
+    "cwkernels_float32_conv_precision", default=None
+)
 
 
 def _checked(operation: str, name: str) -> Precision:
