@@ -46,16 +46,33 @@ CWK_INLINE int64_t winograd_patch_side(int64_t side) {
   return round_up(side, kWinogradOutputs) + 2;
 }
 
-// Where a tile lies: its image, and the first of its outputs.
+// Where a tile lies: its image, and the first of its outputs. Tiles are walked in their order.
 struct WinogradTile {
   int64_t image, row, column;
-};
 
-CWK_INLINE WinogradTile winograd_tile(const WinogradShape& shape, int64_t tile) {
-  const int64_t in_image = tile % shape.tiles_per_image();
-  return {tile / shape.tiles_per_image(), in_image / shape.tile_columns() * kWinogradOutputs,
-          in_image % shape.tile_columns() * kWinogradOutputs};
-}
+  CWK_INLINE WinogradTile(const WinogradShape& shape, int64_t tile) {
+    const int64_t in_image = tile % shape.tiles_per_image();
+    image = tile / shape.tiles_per_image();
+    row = in_image / shape.tile_columns() * kWinogradOutputs;
+    column = in_image % shape.tile_columns() * kWinogradOutputs;
+  }
+
+  // Not by division, which takes as long as a third of a tile's outputs.
+  CWK_INLINE void advance(const WinogradShape& shape) {
+    column += kWinogradOutputs;
+    if (column < shape.width) return;
+    column = 0;
+    row += kWinogradOutputs;
+    if (row < shape.height) return;
+    row = 0;
+    ++image;
+  }
+
+  // Of the first of its inputs, in a patch.
+  CWK_INLINE int64_t pixel(const WinogradShape& shape) const {
+    return (image * shape.patch_rows + row) * shape.patch_columns + column;
+  }
+};
 
 // What frequencies are apart beyond their values: 16 tiles x 16 or 64 channels alone would be a
 // power of two, and all 36 frequencies of a tile in the same set of the cache.
@@ -127,19 +144,8 @@ class WinogradConvolution {
       const int64_t count = min(kTileBlock, tiles - first);
       transform_block(patches, first, count, scratch);
       for (int64_t panel = 0; panel < panels_; ++panel) {
-        const T* weights = panel_of(packed, panel);
-        const int64_t vectors = panel_vectors(panel);
-        if (vectors == 1) multiply<1, 2>(scratch, count, weights, products);
-        if (vectors == 2) multiply<2, 1>(scratch, count, weights, products);
-        if constexpr (kMostVectors == 3) {
-          if (vectors == 3) multiply<3, 1>(scratch, count, weights, products);
-        }
-        for (int64_t v = 0; v < vectors; ++v) {
-          const int64_t output = (2 * panel + v) * kLanes<T>;
-          T* target = targets[output / shape_.outputs] + output % shape_.outputs;
-          finish_block(products + v * kLanes<T>, vectors * kLanes<T>, first, count, target,
-                       accumulate);
-        }
+        multiply(scratch, count, panel_of(packed, panel), panel_vectors(panel), products);
+        finish(products, panel, first, count, targets, accumulate);
       }
     }
   }
@@ -188,31 +194,41 @@ class WinogradConvolution {
                                    T* values) const {
     const int64_t row = shape_.patch_columns * shape_.channels;
     const int64_t whole =
-        round_up(count, vectors_ == 1 || kMostVectors == 2 ? kTileBlock : kBlockPixels);
+        round_up(count, panel_vectors(panels_ - 1) == 1 ? kTileBlock : kBlockPixels);
+    WinogradTile tile(shape_, first);
     for (int64_t t = 0; t < whole; ++t) {
-      const WinogradTile tile = winograd_tile(shape_, first + min(t, count - 1));
-      const int64_t at =
-          (tile.image * shape_.patch_rows + tile.row) * row + tile.column * shape_.channels;
-      T* to = values + t * channels_;
+      const int64_t at = tile.pixel(shape_) * shape_.channels;
       for (int64_t s = 0; s < shape_.sources; ++s) {
         const T* patch = patches[s] + at;
-        for (int64_t c = 0; c < shape_.channels; c += kLanes<T>, to += kLanes<T>) {
+        T* to = values + t * channels_ + s * shape_.channels;
+        for (int64_t c = 0; c < shape_.channels; c += kLanes<T>) {
           const auto input = [&](int i, int j) {
             return load(patch + i * row + j * shape_.channels + c);
           };
-          transform_inputs<T>(input, to, value_stride_);
+          transform_inputs<T>(input, to + c, value_stride_);
         }
       }
+      if (t < count - 1) tile.advance(shape_);
+    }
+  }
+
+  void multiply(const T* values, int64_t tiles, const T* weights, int64_t vectors,
+                T* products) const {
+    if (vectors == 1) multiply_panel<1, 2>(values, tiles, weights, products);
+    if (vectors == 2) multiply_panel<2, 1>(values, tiles, weights, products);
+    if constexpr (kMostVectors == 3) {
+      if (vectors == 3) multiply_panel<3, 1>(values, tiles, weights, products);
     }
   }
 
   // products[frequency][tile][V vectors] = inputs[frequency][tile][C] * weights[frequency][C][V].
   template <int V, int G>
-  CWK_FLATTEN void multiply(const T* values, int64_t count, const T* weights, T* products) const {
+  CWK_FLATTEN void multiply_panel(const T* values, int64_t tiles, const T* weights,
+                                  T* products) const {
     constexpr int64_t width = V * kLanes<T>;
     const TapRows rows{1, 1, channels_, {}};
     for (int f = 0; f < kFrequencies; ++f) {
-      for (int64_t t = 0; t < count; t += G * kBlockPixels) {
+      for (int64_t t = 0; t < tiles; t += G * kBlockPixels) {
         const T* tile[kBlockPixels];
         unroll<kBlockPixels>([&](auto i) { tile[i] = values + (t + i) * channels_; });
         Vector<T> acc[G][kBlockPixels][V] = {};
@@ -232,23 +248,43 @@ class WinogradConvolution {
     }
   }
 
+  void finish(const T* products, int64_t panel, int64_t first, int64_t count, T* const* targets,
+              bool accumulate) const {
+    const int64_t vectors = panel_vectors(panel);
+    for (int64_t v = 0; v < vectors; ++v) {
+      const int64_t output = (2 * panel + v) * kLanes<T>;
+      T* target = targets[output / shape_.outputs] + output % shape_.outputs;
+      const T* from = products + v * kLanes<T>;
+      accumulate ? finish_vector<true>(from, vectors, first, count, target)
+                 : finish_vector<false>(from, vectors, first, count, target);
+    }
+  }
+
   // One vector of outputs of a tile block; a tile is cut where the image ends.
-  CWK_FLATTEN void finish_block(const T* products, int64_t width, int64_t first, int64_t count,
-                                T* target, bool accumulate) const {
-    const int64_t stride = product_stride(width / kLanes<T>);
-    for (int64_t t = 0; t < count; ++t) {
-      const WinogradTile tile = winograd_tile(shape_, first + t);
-      const int64_t rows = shape_.height - tile.row, columns = shape_.width - tile.column;
+  template <bool Accumulate>
+  CWK_FLATTEN void finish_vector(const T* products, int64_t vectors, int64_t first, int64_t count,
+                                 T* target) const {
+    const int64_t stride = product_stride(vectors);
+    WinogradTile tile(shape_, first);
+    for (int64_t t = 0; t < count; ++t, tile.advance(shape_)) {
       T* to = target + ((tile.image * shape_.height + tile.row) * shape_.width + tile.column) *
                            shape_.outputs;
-      const T* from = products + t * width;
-      transform_products<T>(
-          [&](int i, int j) { return load(from + (i * kWinogradInputs + j) * stride); },
-          [&](int i, int j, Vector<T> value) {
-            if (i >= rows || j >= columns) return;
-            T* pixel = to + (i * shape_.width + j) * shape_.outputs;
-            store(pixel, accumulate ? load(pixel) + value : value);
-          });
+      const T* from = products + t * vectors * kLanes<T>;
+      const auto product = [&](int i, int j) {
+        return load(from + (i * kWinogradInputs + j) * stride);
+      };
+      const auto write = [&](int i, int j, Vector<T> value) {
+        T* pixel = to + (i * shape_.width + j) * shape_.outputs;
+        store(pixel, Accumulate ? load(pixel) + value : value);
+      };
+      const int64_t rows = shape_.height - tile.row, columns = shape_.width - tile.column;
+      if (rows >= kWinogradOutputs && columns >= kWinogradOutputs) {
+        transform_products<T>(product, write);
+      } else {
+        transform_products<T>(product, [&](int i, int j, Vector<T> value) {
+          if (i < rows && j < columns) write(i, j, value);
+        });
+      }
     }
   }
 

@@ -22,9 +22,8 @@ constexpr int kWeightTaps = kWinogradTaps * kWinogradTaps;
 
 constexpr double kPointA = 0.625, kPointB = 1.5;
 
-// The points in the order 0, a, -a, b, -b, infinity, as three pairs that share their arithmetic.
+// The points in the order 0, infinity, a, -a, b, -b: three pairs that share their arithmetic.
 constexpr int kPairs = 3;
-constexpr int kPairPoints[kPairs][2] = {{0, 5}, {1, 2}, {3, 4}};
 
 template <class T>
 struct WinogradPoints {
@@ -89,11 +88,11 @@ CWK_INLINE void evaluate_weights(const Vector<T> (&g)[kWinogradTaps],
   const Vector<T> odd_a = g[1] * T(Points::a * Points::at_a);
   const Vector<T> odd_b = g[1] * T(Points::b * Points::at_b);
   out[0] = g[0] * Points::at_0;
-  out[1] = even_a + odd_a;
-  out[2] = even_a - odd_a;
-  out[3] = even_b + odd_b;
-  out[4] = even_b - odd_b;
-  out[5] = g[2];
+  out[1] = g[2];
+  out[2] = even_a + odd_a;
+  out[3] = even_a - odd_a;
+  out[4] = even_b + odd_b;
+  out[5] = even_b - odd_b;
 }
 
 // A^T: outputs 0 and 2 (Half 0) need the sums of the pairs, 1 and 3 (Half 1) their differences.
@@ -101,13 +100,13 @@ template <class T, int Half, class M>
 CWK_INLINE void interpolate(const M& m, Vector<T>& first, Vector<T>& second) {
   using Points = WinogradPoints<T>;
   if constexpr (Half == 0) {
-    const Vector<T> sum_a = m(1) + m(2), sum_b = m(3) + m(4);
+    const Vector<T> sum_a = m(2) + m(3), sum_b = m(4) + m(5);
     first = m(0) + (sum_a + sum_b);
     second = sum_a * Points::a2 + sum_b * Points::b2;
   } else {
-    const Vector<T> odd_a = m(1) - m(2), odd_b = m(3) - m(4);
+    const Vector<T> odd_a = m(2) - m(3), odd_b = m(4) - m(5);
     first = odd_a * Points::a + odd_b * Points::b;
-    second = odd_a * Points::a3 + (odd_b * Points::b3 + m(5));
+    second = odd_a * Points::a3 + (odd_b * Points::b3 + m(1));
   }
 }
 
@@ -116,11 +115,11 @@ template <class T>
 CWK_INLINE void interpolate_weights(const Vector<T> (&s)[kWinogradInputs],
                                     Vector<T> (&out)[kWinogradTaps]) {
   using Points = WinogradPoints<T>;
-  const Vector<T> sum_a = (s[1] + s[2]) * Points::at_a, sum_b = (s[3] + s[4]) * Points::at_b;
-  const Vector<T> odd_a = (s[1] - s[2]) * Points::at_a, odd_b = (s[3] - s[4]) * Points::at_b;
+  const Vector<T> sum_a = (s[2] + s[3]) * Points::at_a, sum_b = (s[4] + s[5]) * Points::at_b;
+  const Vector<T> odd_a = (s[2] - s[3]) * Points::at_a, odd_b = (s[4] - s[5]) * Points::at_b;
   out[0] = s[0] * Points::at_0 + (sum_a + sum_b);
   out[1] = odd_a * Points::a + odd_b * Points::b;
-  out[2] = sum_a * Points::a2 + (sum_b * Points::b2 + s[5]);
+  out[2] = sum_a * Points::a2 + (sum_b * Points::b2 + s[1]);
 }
 
 // Six values along a row, evaluated by pairs and stored `stride` elements apart.
@@ -129,8 +128,8 @@ CWK_INLINE void store_points(const Evaluate& evaluate, T* to, int64_t stride) {
   unroll<kPairs>([&](auto pair) {
     Vector<T> first, second;
     evaluate(pair, first, second);
-    store(to + kPairPoints[pair][0] * stride, first);
-    store(to + kPairPoints[pair][1] * stride, second);
+    store(to + 2 * pair * stride, first);
+    store(to + (2 * pair + 1) * stride, second);
   });
 }
 
@@ -144,11 +143,10 @@ CWK_INLINE void transform_inputs(const X& x, T* to, int64_t stride) {
       evaluate_inputs<T, pair.value>([&](int i) { return x(i, j); }, rows[0][j], rows[1][j]);
     });
     unroll<2>([&](auto half) {
-      store_points<T>(
-          [&](auto across, Vector<T>& first, Vector<T>& second) {
-            evaluate_inputs<T, across.value>([&](int j) { return rows[half][j]; }, first, second);
-          },
-          to + kPairPoints[pair][half] * kWinogradInputs * stride, stride);
+      const auto across = [&](auto points, Vector<T>& first, Vector<T>& second) {
+        evaluate_inputs<T, points.value>([&](int j) { return rows[half][j]; }, first, second);
+      };
+      store_points<T>(across, to + (2 * pair + half) * kWinogradInputs * stride, stride);
     });
   });
 }
@@ -162,12 +160,10 @@ CWK_INLINE void transform_gradients(const Y& y, T* to, int64_t stride) {
       evaluate_gradients<T, pair.value>([&](int i) { return y(i, j); }, rows[0][j], rows[1][j]);
     });
     unroll<2>([&](auto half) {
-      store_points<T>(
-          [&](auto across, Vector<T>& first, Vector<T>& second) {
-            evaluate_gradients<T, across.value>([&](int j) { return rows[half][j]; }, first,
-                                                second);
-          },
-          to + kPairPoints[pair][half] * kWinogradInputs * stride, stride);
+      const auto across = [&](auto points, Vector<T>& first, Vector<T>& second) {
+        evaluate_gradients<T, points.value>([&](int j) { return rows[half][j]; }, first, second);
+      };
+      store_points<T>(across, to + (2 * pair + half) * kWinogradInputs * stride, stride);
     });
   });
 }

@@ -78,19 +78,20 @@ class WinogradWeightGradient {
   }
 
  private:
+  // Both sides of a tile block.
   CWK_FLATTEN void transform_block(const T* input, const T* const* gradients, int64_t first,
                                    int64_t count, T* inputs, T* transformed) const {
     const int64_t row = shape_.patch_columns * shape_.channels;
     const int64_t gradient_row = shape_.patch_columns * shape_.outputs;
-    for (int64_t t = 0; t < count; ++t) {
-      const WinogradTile tile = winograd_tile(shape_, first + t);
-      const int64_t corner =
-          (tile.image * shape_.patch_rows + tile.row) * shape_.patch_columns + tile.column;
+    WinogradTile tile(shape_, first);
+    for (int64_t t = 0; t < count; ++t, tile.advance(shape_)) {
+      const int64_t corner = tile.pixel(shape_);
       const T* patch = input + corner * shape_.channels;
       for (int64_t c = 0; c < shape_.channels; c += kLanes<T>) {
-        transform_inputs<T>(
-            [&](int i, int j) { return load(patch + i * row + j * shape_.channels + c); },
-            inputs + t * shape_.channels + c, input_stride_);
+        const auto value = [&](int i, int j) {
+          return load(patch + i * row + j * shape_.channels + c);
+        };
+        transform_inputs<T>(value, inputs + t * shape_.channels + c, input_stride_);
       }
       T* to = transformed + t * outputs_;
       for (int64_t target = 0; target < shape_.targets; ++target) {
@@ -98,11 +99,10 @@ class WinogradWeightGradient {
         const T* gradient =
             gradients[target] + (corner + shape_.patch_columns + 1) * shape_.outputs;
         for (int64_t k = 0; k < shape_.outputs; k += kLanes<T>, to += kLanes<T>) {
-          transform_gradients<T>(
-              [&](int i, int j) {
-                return load(gradient + i * gradient_row + j * shape_.outputs + k);
-              },
-              to, gradient_stride_);
+          const auto value = [&](int i, int j) {
+            return load(gradient + i * gradient_row + j * shape_.outputs + k);
+          };
+          transform_gradients<T>(value, to, gradient_stride_);
         }
       }
     }

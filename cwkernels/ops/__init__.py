@@ -9,6 +9,11 @@ from cwkernels.ops.gather_conv import gather_conv
 from cwkernels.ops.inverted_bottleneck import inverted_bottleneck
 from cwkernels.ops.nb201_cell import nb201_cell
 from cwkernels.ops.norm_add import norm_add
+from cwkernels.ops.precision import (
+    current_float32_conv_precision,
+    float32_conv_precision,
+    set_float32_conv_precision,
+)
 from cwkernels.ops.update_statistics import update_statistics
 
 __all__ = [
@@ -16,12 +21,15 @@ __all__ = [
     "conv_norm",
     "copy_rows",
     "current_backend",
+    "current_float32_conv_precision",
+    "float32_conv_precision",
     "gather_conv",
     "has_cuda_kernels",
     "inverted_bottleneck",
     "nb201_cell",
     "norm_add",
     "set_backend",
+    "set_float32_conv_precision",
     "update_statistics",
 ]
 

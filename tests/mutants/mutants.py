@@ -9,6 +9,10 @@ from dataclasses import dataclass
 _PLAN = "csrc/parts/conv_plan.h"
 _DENSE = "csrc/parts/conv_dense.h"
 _DENSE_WEIGHT = "csrc/parts/conv_dense_weight.h"
+_WINOGRAD = "csrc/parts/winograd.h"
+_WINOGRAD_TRANSFORM = "csrc/parts/winograd_transform.h"
+_WINOGRAD_WEIGHT = "csrc/parts/winograd_weight.h"
+_CONV_WINOGRAD = "csrc/parts/conv_winograd.h"
 _DEPTHWISE = "csrc/parts/conv_depthwise.h"
 _DEPTHWISE_WEIGHT = "csrc/parts/conv_depthwise_weight.h"
 
@@ -33,6 +37,7 @@ class Mutant:
 
 
 _EXACT = ("tests/ops/test_gather_conv.py", "-k", "small_integers_are_exact")
+_CLOSE = ("tests/ops/test_winograd.py", "-k", "error_is_within_the_table")
 
 NATIVE = (
     Mutant(
@@ -126,12 +131,68 @@ NATIVE = (
         "plane.source_step = MUTANT ? 1 : p.stride;",
         _EXACT,
     ),
+    Mutant(
+        "an output interpolated with the other pair's square",
+        _WINOGRAD_TRANSFORM,
+        "second = sum_a * Points::a2",
+        "second = sum_a * (MUTANT ? Points::b2 : Points::a2)",
+        _CLOSE,
+    ),
+    Mutant(
+        "the last row of a cut tile not written",
+        _WINOGRAD,
+        "if (i < rows && j < columns) write",
+        "if (i < rows - MUTANT && j < columns) write",
+        _CLOSE,
+    ),
+    Mutant(
+        "transformed weights that are not flipped",
+        _WINOGRAD,
+        "transposed ? kWeightTaps - 1 - t : t",
+        "transposed && !MUTANT ? kWeightTaps - 1 - t : t",
+        _CLOSE,
+    ),
+    Mutant(
+        "gradients of shared images overwrite each other in tiles",
+        _WINOGRAD,
+        "store(pixel, Accumulate ? load(pixel)",
+        "store(pixel, Accumulate && !MUTANT ? load(pixel)",
+        _CLOSE,
+    ),
+    Mutant(
+        "the last tile of a block forgotten",
+        _WINOGRAD_WEIGHT,
+        "const int64_t count = min(tiles_, tiles - first);",
+        "const int64_t count = min(tiles_, tiles - first) - MUTANT;",
+        _CLOSE,
+    ),
+    Mutant(
+        "a channel's sums written over another's weights",
+        _WINOGRAD_WEIGHT,
+        "store(square[c * kWeightTaps + t], v)",
+        "store(square[(MUTANT ? c ^ 1 : c) * kWeightTaps + t], v)",
+        _CLOSE,
+    ),
+    Mutant(
+        "a band without its neighbours",
+        _CONV_WINOGRAD,
+        "const int64_t high = halo ?",
+        "const int64_t high = halo && !MUTANT ?",
+        _CLOSE,
+    ),
 )
 
 _CELL = "cwkernels/ops/nb201_cell.py"
 _OPTIM = "cwkernels/optim.py"
 
 PYTHON = (
+    Mutant(
+        "backward forgets the precision",
+        "cwkernels/ops/gather_conv.py",
+        "images.shape, ctx.stride, ctx.groups, ctx.winograd\n",
+        "images.shape, ctx.stride, ctx.groups, False\n",
+        ("tests/ops/test_precision.py",),
+    ),
     Mutant(
         "dropped ReLU",
         _CELL,
