@@ -32,6 +32,8 @@ class Mutant:
     test: tuple[str, ...]
 
 
+_NORM_ADD = "csrc/ops/norm_add_cpu.cpp"
+_NORM_ADD_TESTS = ("tests/ops/test_norm_add.py",)
 _EXACT = ("tests/ops/test_gather_conv.py", "-k", "small_integers_are_exact")
 
 NATIVE = (
@@ -126,6 +128,42 @@ NATIVE = (
         "plane.source_step = MUTANT ? 1 : p.stride;",
         _EXACT,
     ),
+    Mutant(
+        "the gradient of a batch norm's input without that through its statistics",
+        _NORM_ADD,
+        "scale(), p_.eps, p_.training, sums_,",
+        "scale(), p_.eps, p_.training && !MUTANT, sums_,",
+        _NORM_ADD_TESTS,
+    ),
+    Mutant(
+        "the shortcut's gradient not rectified",
+        _NORM_ADD,
+        "store_channels(grad_shortcut + at + c, passed, left);",
+        "store_channels(grad_shortcut + at + c,"
+        " MUTANT ? load_channels(gradient.grad + at + c, left) : passed, left);",
+        _NORM_ADD_TESTS,
+    ),
+    Mutant(
+        "the last block of pixels left out of a batch norm's sums",
+        _NORM_ADD,
+        "summed ? blocks_ : 0,",
+        "summed ? blocks_ - MUTANT : 0,",
+        _NORM_ADD_TESTS,
+    ),
+    Mutant(
+        "scale's gradients of several architectures overwrite each other",
+        _NORM_ADD,
+        "grad_scale[c] = a == 0 ?",
+        "grad_scale[c] = a == 0 || MUTANT ?",
+        _NORM_ADD_TESTS,
+    ),
+    Mutant(
+        "an expanded gradient read as if it were dense",
+        _NORM_ADD,
+        "if (!grad_is_dense())",
+        "if (!grad_is_dense() && !MUTANT)",
+        _NORM_ADD_TESTS,
+    ),
 )
 
 _CELL = "cwkernels/ops/nb201_cell.py"
@@ -172,7 +210,7 @@ PYTHON = (
         "cwkernels/ops/_norm.py",
         "        training,\n        eps,\n        [True,",
         "        False,\n        eps,\n        [True,",
-        ("tests/ops/test_norm_add.py",),
+        ("tests/ops/test_conv_norm.py",),
     ),
     Mutant(
         "gradients of a repeated row overwrite each other in copy_rows",
