@@ -33,6 +33,8 @@ class Mutant:
 
 
 _NORM_ADD = "csrc/ops/norm_add_cpu.cpp"
+_STATISTICS = "csrc/ops/update_statistics_cpu.cpp"
+_STATISTICS_TESTS = ("tests/ops/test_update_statistics.py",)
 _NORM_ADD_TESTS = ("tests/ops/test_norm_add.py",)
 _EXACT = ("tests/ops/test_gather_conv.py", "-k", "small_integers_are_exact")
 
@@ -163,6 +165,34 @@ NATIVE = (
         "if (!grad_is_dense())",
         "if (!grad_is_dense() && !MUTANT)",
         _NORM_ADD_TESTS,
+    ),
+    Mutant(
+        "biased running variance in the kernel",
+        _STATISTICS,
+        "(measured[c] * scale - old)",
+        "(measured[c] * (MUTANT ? 1 : scale) - old)",
+        _STATISTICS_TESTS,
+    ),
+    Mutant(
+        "the exact average of one batch too many",
+        _STATISTICS,
+        "1 / static_cast<double>(batches)",
+        "1 / static_cast<double>(batches + MUTANT)",
+        _STATISTICS_TESTS,
+    ),
+    Mutant(
+        "statistics of the first architecture for all",
+        _STATISTICS,
+        "+ a * target.statistics_stride;",
+        "+ (MUTANT ? 0 : a) * target.statistics_stride;",
+        _STATISTICS_TESTS,
+    ),
+    Mutant(
+        "statistics written to row 0 by the kernel",
+        _STATISTICS,
+        "const int64_t at = rows[a] * channels;",
+        "const int64_t at = MUTANT ? 0 : rows[a] * channels;",
+        _STATISTICS_TESTS,
     ),
 )
 
