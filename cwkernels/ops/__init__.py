@@ -9,6 +9,7 @@ from cwkernels.ops.gather_conv import gather_conv
 from cwkernels.ops.inverted_bottleneck import inverted_bottleneck
 from cwkernels.ops.nb201_cell import nb201_cell
 from cwkernels.ops.norm_add import norm_add
+from cwkernels.ops.sgd import sgd
 from cwkernels.ops.update_statistics import update_statistics
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "nb201_cell",
     "norm_add",
     "set_backend",
+    "sgd",
     "update_statistics",
 ]
 

@@ -35,6 +35,8 @@ class Mutant:
 _NORM_ADD = "csrc/ops/norm_add_cpu.cpp"
 _STATISTICS = "csrc/ops/update_statistics_cpu.cpp"
 _STATISTICS_TESTS = ("tests/ops/test_update_statistics.py",)
+_SGD = "csrc/ops/sgd_cpu.cpp"
+_SGD_TESTS = ("tests/ops/test_sgd.py",)
 _NORM_ADD_TESTS = ("tests/ops/test_norm_add.py",)
 _EXACT = ("tests/ops/test_gather_conv.py", "-k", "small_integers_are_exact")
 
@@ -194,6 +196,34 @@ NATIVE = (
         "const int64_t at = MUTANT ? 0 : rows[a] * channels;",
         _STATISTICS_TESTS,
     ),
+    Mutant(
+        "the last gradient of a repeated row forgotten",
+        _SGD,
+        "for (int64_t e = 1; e < count; ++e)",
+        "for (int64_t e = 1; e < count - MUTANT; ++e)",
+        _SGD_TESTS,
+    ),
+    Mutant(
+        "a momentum for all rows that is not theirs",
+        _SGD,
+        "(target.shared_buffer ? 0 : at), begin, end);",
+        "(target.shared_buffer || MUTANT ? 0 : at), begin, end);",
+        _SGD_TESTS,
+    ),
+    Mutant(
+        "the end of a row, less than a vector, not moved",
+        _SGD,
+        "if (i == end) return;",
+        "if (i == end || MUTANT) return;",
+        _SGD_TESTS,
+    ),
+    Mutant(
+        "no weight decay",
+        _SGD,
+        "if (rates.weight_decay != 0)",
+        "if (rates.weight_decay != 0 && !MUTANT)",
+        _SGD_TESTS,
+    ),
 )
 
 _CELL = "cwkernels/ops/nb201_cell.py"
@@ -295,8 +325,8 @@ PYTHON = (
     Mutant(
         "unselected rows decay",
         _OPTIM,
-        'if self._unselected == "zero_grad" and (grads or parameter in self.state):',
-        "if grads or parameter in self.state:",
+        'idle_too = self._unselected == "zero_grad"',
+        "idle_too = True",
         ("tests/networks/test_rows_read.py", "tests/optim"),
     ),
     Mutant(

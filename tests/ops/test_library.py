@@ -23,6 +23,7 @@ OPERATIONS = {
     "norm_add",
     "norm_add_backward",
     "set_cpu_isa",
+    "sgd",
     "update_statistics",
 }
 
