@@ -32,5 +32,5 @@ def has_cuda_kernels() -> bool:
     """Whether every operation of this build has a CUDA kernel, so that networks run on a GPU."""
     return all(
         torch._C._dispatch_has_kernel_for_dispatch_key(f"cwkernels::{name}", "CUDA")
-        for name in ("copy_rows", "gather_conv")
+        for name in ("copy_rows", "gather_conv", "norm_add", "update_statistics")
     )

@@ -19,7 +19,7 @@ def update_statistics(
     *,
     momentum: float | None = 0.1,
 ) -> None:
-    """Writes batch statistics into running rows, the one operation here that changes its arguments.
+    """Writes batch statistics into running rows; with `sgd` what changes its arguments.
 
     For each batch norm l and architecture a with rows[l, a] >= 0, in order of a, equivalent to what
     `torch.nn.BatchNorm2d` does in training::
