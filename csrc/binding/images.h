@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "checks.h"
+#include "workspace.h"
 
 // Images [..., N, C, H, W] that lie channels-last in memory, [..., N, H, W, C]. The stable
 // interface has no permute before torch 2.14.
@@ -24,7 +25,10 @@ inline Tensor dense_images(const Tensor& tensor) {
 
 // New images, dense and channels-last, from [..., N, H, W, C].
 inline Tensor new_images(const Tensor& like, std::vector<int64_t> channels_last_size) {
-  return channels_before(torch::stable::new_empty(like, channels_last_size));
+  const Tensor images = torch::stable::new_empty(like, channels_last_size);
+  const int64_t bytes = like.scalar_type() == torch::headeronly::ScalarType::Double ? 8 : 4;
+  if (like.is_cpu()) advise_huge_pages(images.mutable_data_ptr(), images.numel() * bytes);
+  return channels_before(images);
 }
 
 }  // namespace cwkernels

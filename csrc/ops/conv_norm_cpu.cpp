@@ -1,5 +1,6 @@
 #include "../parts/block_conv.h"
 #include "../parts/measure.h"
+#include "../parts/winograd_weight.h"
 #include "conv_norm.h"
 
 namespace cwkernels::CWK_ISA {
@@ -11,17 +12,27 @@ struct Loading {
   ConvNormParams p;
   int64_t divisor;  // of the sizes, by the average pool
   ConvShape conv;
+  bool winograd;
   Blocks blocks;
-  BlockShape source;
+  BlockShape source, target;
 
   explicit Loading(const ConvNormParams& params)
       : p(params),
         divisor(p.pool ? 2 : 1),
         conv(make_conv(p.height / divisor, p.width / divisor, p.input_channels, p.output_channels,
                        p.kernel_size, p.stride)),
+        winograd(p.winograd && p.kernel_size == kWinogradTaps && p.stride == 1 &&
+                 winograd_pays<T>(conv.height, conv.width, conv.channels, conv.outputs)),
         blocks(make_blocks(p.images, conv.height, conv.width)),
         source(make_block(blocks.per_block, conv.height, conv.width, conv.channels,
-                          p.kernel_size / 2)) {}
+                          p.kernel_size / 2, winograd ? kWinogradOutputs : 1)),
+        target(make_block(blocks.per_block, conv.output_height, conv.output_width, conv.outputs,
+                          p.kernel_size / 2, winograd ? kWinogradOutputs : 1)) {}
+
+  WinogradShape winograd_shape(int64_t channels, int64_t outputs) const {
+    return {blocks.per_block, conv.height, conv.width, source.rows, source.columns, channels,
+            outputs,          1,           1};
+  }
 
   int64_t input_size() const { return p.height * p.width * p.input_channels; }
   int64_t output_pixels() const { return conv.output_height * conv.output_width; }
@@ -60,24 +71,60 @@ struct Loading {
   }
 };
 
+// One direction of the convolution, by Winograd where it pays.
+template <class T>
+class Convolver {
+ public:
+  Convolver(const Loading<T>& loading, ConvPass pass, Arena& arena)
+      : winograd_(loading.winograd),
+        transposed_(pass != ConvPass::forward),
+        parallel_(loading.p.parallel),
+        direct_(loading.conv, pass, transposed_ ? loading.target : loading.source, arena),
+        fast_(transposed_ ? loading.winograd_shape(loading.conv.outputs, loading.conv.channels)
+                          : loading.winograd_shape(loading.conv.channels, loading.conv.outputs)),
+        packed_(arena.take<T>(winograd_ ? fast_.packed_size() : direct_.packed_size())) {}
+
+  int64_t scratch_size() const { return winograd_ ? fast_.scratch_size() : 0; }
+
+  void prepare(const void* weight) const {
+    const T* row = static_cast<const T*>(weight);
+    if (winograd_) {
+      return parallel_for(parallel_, fast_.pack_jobs(),
+                          [&](int64_t job) { fast_.pack(&row, transposed_, job, packed_); });
+    }
+    direct_.prepare();
+    parallel_for(parallel_, direct_.pack_tasks(),
+                 [&](int64_t task) { direct_.pack(row, task, packed_); });
+  }
+
+  void run(const T* patch, int64_t images, T* target, T* scratch) const {
+    if (winograd_) return fast_.run(packed_, &patch, images, &target, false, scratch);
+    direct_.run(packed_, patch, images, target, false);
+  }
+
+ private:
+  bool winograd_, transposed_;
+  Parallel parallel_;
+  BlockConvolution<T> direct_;
+  WinogradConvolution<T> fast_;
+  T* packed_;
+};
+
 template <class T>
 class Forward {
  public:
   Forward(const ConvNormParams& params, Arena& arena)
       : loading_(params),
         p_(loading_.p),
-        convolution_(loading_.conv, ConvPass::forward, loading_.source, arena),
+        convolution_(loading_, ConvPass::forward, arena),
         workers_(max(min(p_.parallel.num_threads, loading_.blocks.count), 1)),
         coefficients_(arena.take<T>(3 * padded_channels<T>(p_.input_channels))),
-        packed_(arena.take<T>(convolution_.packed_size())),
         patches_(arena.take<T>(workers_ * loading_.source.size())),
+        scratch_(arena.take<T>(workers_ * convolution_.scratch_size())),
         measures_(arena.take<T>(loading_.blocks.count * measure_size())) {}
 
   void run() const {
-    convolution_.prepare();
-    parallel_for(p_.parallel, convolution_.pack_tasks(), [&](int64_t task) {
-      convolution_.pack(static_cast<const T*>(p_.weight), task, packed_);
-    });
+    convolution_.prepare(p_.weight);
     parallel_for(p_.parallel, workers_, [&](int64_t w) { clear_patch(loading_.source, patch(w)); });
     for (int64_t a = 0; a < p_.architectures; ++a) one(a);
   }
@@ -93,7 +140,8 @@ class Forward {
     for_blocks(p_.parallel, workers_, blocks.count, [&](int64_t worker, int64_t block) {
       loading_.load(a, block, norm, patch(worker));
       T* to = static_cast<T*>(p_.output) + loading_.first(a, block, pixels * outputs);
-      convolution_.run(packed_, patch(worker), blocks.size(block), to, false);
+      convolution_.run(patch(worker), blocks.size(block), to,
+                       scratch_ + worker * convolution_.scratch_size());
       measure(to, blocks.size(block) * pixels, outputs, outputs,
               measures_ + block * measure_size());
     });
@@ -104,11 +152,11 @@ class Forward {
 
   Loading<T> loading_;
   const ConvNormParams& p_;
-  BlockConvolution<T> convolution_;
+  Convolver<T> convolution_;
   int64_t workers_;
   T* coefficients_;
-  T* packed_;
   T* patches_;
+  T* scratch_;
   T* measures_;
 };
 
@@ -118,52 +166,49 @@ class Backward {
   Backward(const ConvNormParams& params, Arena& arena)
       : loading_(params),
         p_(loading_.p),
-        target_(make_block(loading_.blocks.per_block, loading_.conv.output_height,
-                           loading_.conv.output_width, p_.output_channels, p_.kernel_size / 2)),
-        data_(loading_.conv, ConvPass::backward_input, target_, arena),
-        weight_(loading_.conv, loading_.source, target_, arena) {
-    const int64_t fitting = kPartialBytes / (weight_.partial_size() * int64_t{sizeof(T)});
+        data_(loading_, ConvPass::backward_input, arena),
+        weight_(loading_.conv, loading_.source, loading_.target, arena),
+        fast_weight_(loading_.winograd_shape(p_.input_channels, p_.output_channels)) {
+    const int64_t fitting = kPartialBytes / (partial_size() * int64_t{sizeof(T)});
     workers_ = max(min(min(p_.parallel.num_threads, loading_.blocks.count), fitting), 1);
     coefficients_ = arena.take<T>(7 * padded());
     merged_ = arena.take<double>(2 * p_.input_channels);
-    packed_ = arena.take<T>(data_.packed_size());
+    scratch_ = arena.take<T>(workers_ * scratch_size());
     sources_ = arena.take<T>(workers_ * loading_.source.size());
-    targets_ = arena.take<T>(workers_ * target_.size());
+    targets_ = arena.take<T>(workers_ * loading_.target.size());
     pooled_ = arena.take<T>(p_.pool ? workers_ * loaded_size() * loading_.blocks.per_block : 0);
-    partials_ = arena.take<T>(workers_ * weight_.partial_size());
+    partials_ = arena.take<T>(workers_ * partial_size());
     sums_ = arena.take<T>(loading_.blocks.count * 2 * padded());
   }
 
   void run() const {
     weight_.prepare();
-    if (p_.grad_input) {
-      data_.prepare();
-      parallel_for(p_.parallel, data_.pack_tasks(), [&](int64_t task) {
-        data_.pack(static_cast<const T*>(p_.weight), task, packed_);
-      });
-    }
+    if (p_.grad_input) data_.prepare(p_.weight);
     parallel_for(p_.parallel, workers_, [&](int64_t w) {
       clear_patch(loading_.source, source(w));
-      clear_patch(target_, target(w));
+      clear_patch(loading_.target, target(w));
     });
     for (int64_t a = 0; a < p_.architectures; ++a) {
       one(a);
-      const WeightPartials<T> partials =
-          weight_.partials(partials_, workers_, weight_.partial_size());
-      parallel_for(p_.parallel, partials.tasks(), [&](int64_t task) {
-        partials.reduce(task, a > 0, static_cast<T*>(p_.grad_weight));
-      });
+      reduce_weights(a > 0);
       if (p_.statistics) through_norm(a);
     }
   }
 
  private:
   int64_t padded() const { return padded_channels<T>(p_.input_channels); }
+  int64_t partial_size() const {
+    return loading_.winograd ? fast_weight_.partial_size() : weight_.partial_size();
+  }
+  int64_t scratch_size() const {
+    return max(data_.scratch_size(), loading_.winograd ? fast_weight_.scratch_size() : 0);
+  }
+  T* scratch(int64_t worker) const { return scratch_ + worker * scratch_size(); }
   int64_t loaded_size() const {
     return loading_.conv.height * loading_.conv.width * p_.input_channels;
   }
   T* source(int64_t worker) const { return sources_ + worker * loading_.source.size(); }
-  T* target(int64_t worker) const { return targets_ + worker * target_.size(); }
+  T* target(int64_t worker) const { return targets_ + worker * loading_.target.size(); }
   T* grad_input(int64_t a, int64_t block) const {
     return static_cast<T*>(p_.grad_input) + loading_.first(a, block, loading_.input_size());
   }
@@ -173,20 +218,16 @@ class Backward {
     const Blocks& blocks = loading_.blocks;
     const Norm<T> norm = loading_.norm(a, coefficients_);
     const int64_t size = loading_.output_pixels() * p_.output_channels;
-    parallel_for(p_.parallel, workers_, [&](int64_t w) {
-      T* partial = partials_ + w * weight_.partial_size();
-      for (int64_t i = 0; i < weight_.partial_size(); ++i) partial[i] = T(0);
-    });
     for_blocks(p_.parallel, workers_, blocks.count, [&](int64_t worker, int64_t block) {
       const int64_t images = blocks.size(block);
       const T* grad = static_cast<const T*>(p_.grad_output) + loading_.first(a, block, size);
-      fill_patch(target_, images, LoadPlain<T>{grad}, 0, dense_strides(target_), target(worker));
+      fill_patch(loading_.target, images, LoadPlain<T>{grad}, 0, dense_strides(loading_.target),
+                 target(worker));
       loading_.load(a, block, norm, source(worker));
-      weight_.accumulate(source(worker), target(worker), images,
-                         partials_ + worker * weight_.partial_size());
+      sum_weights(worker, images, block == worker * blocks.count / workers_);
       if (!p_.grad_input) return;
       T* to = p_.pool ? pooled_ + worker * loaded_size() * blocks.per_block : grad_input(a, block);
-      data_.run(packed_, target(worker), images, to, false);
+      data_.run(target(worker), images, to, scratch(worker));
       if (p_.pool || p_.relu) through_load(a, block, norm, to);
       if (!p_.statistics) return;
       const LoadPlain<T> masked{grad_input(a, block)};
@@ -198,6 +239,30 @@ class Backward {
                        coefficients_, images * p_.height * p_.width, p_.input_channels,
                        sums_ + block * 2 * padded());
     });
+  }
+
+  // Adds a block to a worker's partial result, or begins it.
+  void sum_weights(int64_t worker, int64_t images, bool begin) const {
+    T* partial = partials_ + worker * partial_size();
+    if (loading_.winograd) {
+      const T* gradient = target(worker);
+      return fast_weight_.accumulate(source(worker), &gradient, images, !begin, partial,
+                                     scratch(worker));
+    }
+    for (int64_t i = 0; begin && i < partial_size(); ++i) partial[i] = T(0);
+    weight_.accumulate(source(worker), target(worker), images, partial);
+  }
+
+  void reduce_weights(bool add) const {
+    T* to = static_cast<T*>(p_.grad_weight);
+    if (loading_.winograd) {
+      return parallel_for(p_.parallel, fast_weight_.finish_jobs(), [&](int64_t job) {
+        fast_weight_.finish(partials_, partial_size(), workers_, add, job, &to);
+      });
+    }
+    const WeightPartials<T> partials = weight_.partials(partials_, workers_, partial_size());
+    parallel_for(p_.parallel, partials.tasks(),
+                 [&](int64_t task) { partials.reduce(task, add, to); });
   }
 
   // Back through the average and the ReLU: from the gradient of what was loaded.
@@ -268,13 +333,13 @@ class Backward {
 
   Loading<T> loading_;
   const ConvNormParams& p_;
-  BlockShape target_;
-  BlockConvolution<T> data_;
+  Convolver<T> data_;
   BlockWeightGradient<T> weight_;
+  WinogradWeightGradient<T> fast_weight_;
   int64_t workers_;
   T* coefficients_;
   double* merged_;
-  T* packed_;
+  T* scratch_;
   T* sources_;
   T* targets_;
   T* pooled_;

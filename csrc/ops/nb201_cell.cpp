@@ -275,6 +275,7 @@ std::tuple<Tensor, Tensors, Tensors> backward(const Tensor& grad, const Tensor& 
     for (Tensor& value : values) torch::stable::zero_(value);
     return {grad_input, rows, values};
   }
+  params.need_weights = need_weights;
   params.grad_output = grad_output.const_data_ptr();
   params.grad_input = grad_input.mutable_data_ptr();
   params.statistics = const_cast<void*>(statistics.const_data_ptr());

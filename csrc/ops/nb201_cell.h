@@ -46,7 +46,8 @@ struct NB201CellParams {
   // backward
   const void* grad_output;                     // [A, N, H, W, C]
   void* grad_input;                            // [A or 1, N, H, W, C]
-  void* grad_weights[kCellEdges][kCellBanks];  // [U, C, C, R, R], or null
+  void* grad_weights[kCellEdges][kCellBanks];  // [U, C, C, R, R]
+  bool need_weights;                           // else grad_weights are not written
 
   bool shared;  // the input is one batch for all architectures, its gradient their sum in order
   int64_t architectures, images, channels, height, width;

@@ -15,13 +15,13 @@ class CellBackward {
       : shape_(params),
         p_(shape_.p),
         convolutions_(shape_, ConvPass::backward_input, arena),
-        one_(shape_.conv(1), shape_.patch, shape_.patch, arena),
-        three_(shape_.conv(3), shape_.patch, shape_.patch, arena),
-        partial_size_(most_of_a_node() * three_.partial_size()) {
+        weights_(shape_, arena),
+        partial_size_(weights_.partial_size(most_of_a_node())) {
     const int64_t fitting = kPartialBytes / max(partial_size_ * int64_t{sizeof(T)}, 1);
     workers_ = max(min(min(p_.parallel.num_threads, shape_.blocks.count), fitting), 1);
     sources_ = arena.take<T>(workers_ * shape_.patch.size());
-    targets_ = arena.take<T>(workers_ * shape_.patch.size());
+    targets_ = arena.take<T>(workers_ * kMostTargets * shape_.patch.size());
+    scratch_ = arena.take<T>(workers_ * scratch_size());
     pool_rows_ = arena.take<T>(workers_ * shape_.pool().scratch());
     partials_ = arena.take<T>(workers_ * partial_size_);
     sums_ = arena.take<T>(kCellEdges * shape_.blocks.count * 2 * shape_.padded);
@@ -31,15 +31,14 @@ class CellBackward {
   }
 
   void run() {
-    one_.prepare();
-    three_.prepare();
+    weights_.prepare();
     parallel_for(p_.parallel, workers_, [&](int64_t w) {
       clear_patch(shape_.patch, source(w));
-      clear_patch(shape_.patch, target(w));
+      for (int i = 0; i < kMostTargets; ++i) clear_patch(shape_.patch, target(w, i));
     });
     for (int64_t a = 0; a < p_.architectures; ++a) {
       a_ = a;
-      convolutions_.prepare(shape_, plan());
+      convolutions_.prepare(plan());
       place_means(3);
       for_blocks(p_.parallel, workers_, shape_.blocks.count,
                  [&](int64_t, int64_t block) { sum_gradients_into(3, block); });
@@ -52,9 +51,17 @@ class CellBackward {
   }
 
  private:
+  static constexpr int kMostTargets = kCellNodes - 1;  // edges that leave a node
+
   const CellPlan& plan() const { return p_.plans[a_]; }
   T* source(int64_t worker) const { return sources_ + worker * shape_.patch.size(); }
-  T* target(int64_t worker) const { return targets_ + worker * shape_.patch.size(); }
+  T* target(int64_t worker, int i) const {
+    return targets_ + (worker * kMostTargets + i) * shape_.patch.size();
+  }
+  T* scratch(int64_t worker) const { return scratch_ + worker * scratch_size(); }
+  int64_t scratch_size() const {
+    return max(convolutions_.scratch_size(), weights_.scratch_size());
+  }
   T* sums(int e, int64_t block) const {
     return sums_ + (e * shape_.blocks.count + block) * 2 * shape_.padded;
   }
@@ -67,7 +74,7 @@ class CellBackward {
       int64_t count[kCellNodes] = {};
       for (int e = 0; e < kCellEdges; ++e) {
         const CellEdge& edge = p_.plans[a].edges[e];
-        count[kCellSources[e]] += convolves(edge) && p_.grad_weights[e][edge.bank];
+        count[kCellSources[e]] += p_.need_weights && convolves(edge);
       }
       for (const int64_t own : count) most = max(most, own);
     }
@@ -140,46 +147,56 @@ class CellBackward {
 
   void phase(int n) {
     place_means(n);
-    parallel_for(p_.parallel, workers_, [&](int64_t w) {
-      T* partial = partials_ + w * partial_size_;
-      for (int64_t i = 0; i < partial_size_; ++i) partial[i] = T(0);
-    });
     for_blocks(p_.parallel, workers_, shape_.blocks.count, [&](int64_t worker, int64_t block) {
       block_of_node(n, worker, block);
       if (n > 0) sum_gradients_into(n, block);
     });
     if (n > 0) make_backwards(n);
-    reduce_weights(n);
+    if (p_.need_weights) weights_.reduce(plan(), n, partials_, workers_, partial_size_);
   }
 
   // The gradient of a node, of a block: through its convolutions and their ReLU, then what skips,
   // projections and pools add.
   void block_of_node(int n, int64_t worker, int64_t block) const {
-    T* to = grad(n) + shape_.block_offset(block);
-    T* partial = partials_ + worker * partial_size_;
-    const T* values = node(n) + shape_.block_offset(block);
-    bool overwrite = true;
+    const int64_t offset = shape_.block_offset(block);
+    const LoadPlain<T> values{node(n) + offset};
+    T* to = grad(n) + offset;
+    T* patches[kCellEdges];
+    int normed = 0, plain = 0;
     for (int e = 0; e < kCellEdges; ++e) {
       const CellEdge& edge = plan().edges[e];
       if (kCellSources[e] != n || !normalised(edge)) continue;
-      if (overwrite) fill_source(LoadRectified<T, LoadPlain<T>>{{values}}, worker, block);
-      const int64_t offset = shape_.block_offset(block);
-      fill_target(
-          LoadNormGradient<T>{grad(kCellTargets[e]) + offset, raw(edge) + offset, backwards_[e]},
-          worker, block);
-      convolve(e, edge, worker, block, to, overwrite, partial);
-      overwrite = false;
+      patches[e] = target(worker, normed++);
+      const T* from = grad(kCellTargets[e]) + offset;
+      fill(LoadNormGradient<T>{from, raw(edge) + offset, backwards_[e]}, block, patches[e]);
     }
-    if (!overwrite) mask(values, block, to);
+    if (normed > 0) {
+      fill(LoadRectified<T, LoadPlain<T>>{values}, block, source(worker));
+      convolve(n, CellCode::conv_3x3, patches, worker, block, to, false);
+      const bool some = edges_leaving(plan(), n, CellCode::conv_3x3).count > 0;
+      convolve(n, CellCode::conv_1x1, patches, worker, block, to, some);
+      mask(values.data, block, to);
+    }
     for (int e = 0; e < kCellEdges; ++e) {
       const CellEdge& edge = plan().edges[e];
-      if (kCellSources[e] != n || edge.code == CellCode::none || normalised(edge)) continue;
+      if (kCellSources[e] != n || normalised(edge) || !convolves(edge)) continue;
+      patches[e] = target(worker, plain++);
+      fill(LoadPlain<T>{grad(kCellTargets[e]) + offset}, block, patches[e]);
+    }
+    if (plain > 0) {
+      fill(values, block, source(worker));
+      convolve(n, CellCode::skip, patches, worker, block, to, normed > 0);
+    }
+    add_others(n, worker, block, normed + plain == 0, to);
+  }
+
+  // What edges without weights add to the gradient of a node, or give it alone.
+  void add_others(int n, int64_t worker, int64_t block, bool overwrite, T* to) const {
+    for (int e = 0; e < kCellEdges; ++e) {
+      const CellEdge& edge = plan().edges[e];
+      if (kCellSources[e] != n || edge.code == CellCode::none || convolves(edge)) continue;
       const T* from = grad(kCellTargets[e]) + shape_.block_offset(block);
-      if (convolves(edge)) {
-        fill_source(LoadPlain<T>{values}, worker, block);
-        fill_target(LoadPlain<T>{from}, worker, block);
-        convolve(e, edge, worker, block, to, overwrite, partial);
-      } else if (edge.code == CellCode::average_pool) {
+      if (edge.code == CellCode::average_pool) {
         add_pool(from, worker, block, overwrite, to);
       } else {
         add(from, block, overwrite, to);
@@ -191,28 +208,20 @@ class CellBackward {
   }
 
   template <class Load>
-  void fill_source(const Load& load, int64_t worker, int64_t block) const {
+  void fill(const Load& load, int64_t block, T* patch) const {
     fill_patch(shape_.patch, shape_.blocks.size(block), load, 0, dense_strides(shape_.patch),
-               source(worker));
-  }
-  template <class Load>
-  void fill_target(const Load& load, int64_t worker, int64_t block) const {
-    fill_patch(shape_.patch, shape_.blocks.size(block), load, 0, dense_strides(shape_.patch),
-               target(worker));
+               patch);
   }
 
-  // Both gradients of one convolution; `partial` moves on to the next one's.
-  void convolve(int e, const CellEdge& edge, int64_t worker, int64_t block, T* to, bool overwrite,
-                T*& partial) const {
+  // Both gradients of the convolutions of one code that leave a node.
+  void convolve(int n, CellCode code, T* const (&patches)[kCellEdges], int64_t worker,
+                int64_t block, T* to, bool accumulate) const {
     const int64_t images = shape_.blocks.size(block);
-    convolutions_.run(e, edge, target(worker), images, to, !overwrite);
-    if (!p_.grad_weights[e][edge.bank]) return;
-    weights_of(edge).accumulate(source(worker), target(worker), images, partial);
-    partial += three_.partial_size();
-  }
-
-  const BlockWeightGradient<T>& weights_of(const CellEdge& edge) const {
-    return kernel_size(edge) == 3 ? three_ : one_;
+    convolutions_.run_back(plan(), n, code, patches, images, to, accumulate, scratch(worker));
+    if (!p_.need_weights) return;
+    const bool begin = block == worker * shape_.blocks.count / workers_;
+    weights_.accumulate(plan(), n, code, source(worker), patches, images, begin,
+                        partials_ + worker * partial_size_, scratch(worker));
   }
 
   CWK_FLATTEN void mask(const T* values, int64_t block, T* to) const {
@@ -237,26 +246,6 @@ class CellBackward {
     }
   }
 
-  // The workers' partial results, in order, into the rows of the banks, in the order in which
-  // block_of_node takes the edges.
-  void reduce_weights(int n) const {
-    const T* partial = partials_;
-    for (int i = 0; i < 2 * kCellEdges; ++i) {
-      const int e = i % kCellEdges;
-      const bool norm = i < kCellEdges;
-      const CellEdge& edge = plan().edges[e];
-      if (kCellSources[e] == n && convolves(edge) && normalised(edge) == norm) {
-        if (!p_.grad_weights[e][edge.bank]) continue;
-        const WeightPartials<T> sums = weights_of(edge).partials(partial, workers_, partial_size_);
-        T* to = static_cast<T*>(p_.grad_weights[e][edge.bank]) +
-                edge.slot * p_.channels * p_.channels * sums.kernel;
-        parallel_for(p_.parallel, sums.tasks(),
-                     [&](int64_t task) { sums.reduce(task, edge.again, to); });
-        partial += three_.partial_size();
-      }
-    }
-  }
-
   // The gradient of images that all architectures share, summed in their order.
   void add_to_shared() const {
     for_blocks(p_.parallel, workers_, shape_.blocks.count, [&](int64_t, int64_t block) {
@@ -268,10 +257,11 @@ class CellBackward {
   CellShape<T> shape_;
   const NB201CellParams& p_;
   CellConvolutions<T> convolutions_;
-  BlockWeightGradient<T> one_, three_;
+  CellWeightGradients<T> weights_;
   int64_t partial_size_, workers_;
   T* sources_;
   T* targets_;
+  T* scratch_;
   T* pool_rows_;
   T* partials_;
   T* sums_;

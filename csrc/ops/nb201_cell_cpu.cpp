@@ -19,6 +19,7 @@ class CellForward {
         workers_(max(min(p_.parallel.num_threads, shape_.blocks.count), 1)),
         fused_(!p_.training && !p_.kept),
         patches_(arena.take<T>(workers_ * shape_.patch.size())),
+        scratch_(arena.take<T>(workers_ * convolutions_.scratch_size())),
         pool_rows_(arena.take<T>(workers_ * shape_.pool().scratch())),
         measures_(arena.take<T>(kCellEdges * shape_.blocks.count * 2 * shape_.padded)),
         coefficients_(arena.take<T>(kCellEdges * 3 * shape_.padded)) {
@@ -33,7 +34,7 @@ class CellForward {
     for (int64_t a = 0; a < p_.architectures; ++a) {
       a_ = a;
       place();
-      convolutions_.prepare(shape_, plan());
+      convolutions_.prepare(plan());
       if (!p_.training) all_norms();
       if (fused_) {
         for_blocks(p_.parallel, workers_, shape_.blocks.count, [&](int64_t worker, int64_t block) {
@@ -99,24 +100,33 @@ class CellForward {
       measure(own_node(3, worker, block), shape_.block_pixels(block), p_.channels, p_.channels,
               measures(0) + block * 2 * shape_.padded);
     }
-    bool rectified = false;
+    convolve(n, worker, block);
+  }
+
+  // Everything that convolves what a node holds.
+  void convolve(int n, int64_t worker, int64_t block) const {
+    const int64_t images = shape_.blocks.size(block);
+    T* scratch = scratch_ + worker * convolutions_.scratch_size();
+    T* targets[kCellEdges];
+    bool plain = false, rectified = false;
     for (int e = 0; e < kCellEdges; ++e) {
       const CellEdge& edge = plan().edges[e];
-      if (kCellSources[e] != n || !normalised(edge)) continue;
-      if (!rectified) fill<true>(n, worker, block);
-      rectified = true;
-      T* to = raw(e, worker, block);
-      convolutions_.run(e, edge, patch(worker), shape_.blocks.size(block), to, false);
-      if (!p_.training) continue;
-      measure(to, shape_.block_pixels(block), p_.channels, p_.channels,
-              measures(e) + block * 2 * shape_.padded);
+      if (kCellSources[e] != n || !convolves(edge)) continue;
+      (normalised(edge) ? rectified : plain) = true;
+      targets[e] = raw(e, worker, block);
     }
-    for (int e = 0; e < kCellEdges; ++e) {
-      const CellEdge& edge = plan().edges[e];
-      if (kCellSources[e] != n || !convolves(edge) || normalised(edge)) continue;
+    if (plain) {
       fill<false>(n, worker, block);
-      convolutions_.run(e, edge, patch(worker), shape_.blocks.size(block), raw(e, worker, block),
-                        false);
+      convolutions_.run(plan(), n, CellCode::skip, patch(worker), images, targets, scratch);
+    }
+    if (!rectified) return;
+    fill<true>(n, worker, block);
+    convolutions_.run(plan(), n, CellCode::conv_3x3, patch(worker), images, targets, scratch);
+    convolutions_.run(plan(), n, CellCode::conv_1x1, patch(worker), images, targets, scratch);
+    for (int e = 0; p_.training && e < kCellEdges; ++e) {
+      if (kCellSources[e] != n || !normalised(plan().edges[e])) continue;
+      measure(targets[e], shape_.block_pixels(block), p_.channels, p_.channels,
+              measures(e) + block * 2 * shape_.padded);
     }
   }
 
@@ -210,6 +220,7 @@ class CellForward {
   int64_t workers_;
   bool fused_;
   T* patches_;
+  T* scratch_;
   T* pool_rows_;
   T* measures_;
   T* coefficients_;

@@ -13,6 +13,16 @@
 // and 3.6 times fewer.
 namespace cwkernels::CWK_ISA {
 
+// Whether a 3 x 3 convolution of stride 1 should go by Winograd: by the shape of an image alone.
+template <class T>
+CWK_INLINE bool winograd_pays(int64_t height, int64_t width, int64_t channels, int64_t outputs) {
+  if (sizeof(T) != sizeof(float)) return false;
+  if (channels % kLanes<T> != 0 || outputs % kLanes<T> != 0) return false;
+  // A tile costs a third to two fifths of its 16 pixels directly: at most half may be cut off.
+  const int64_t tiles = ceil_div(height, kWinogradOutputs) * ceil_div(width, kWinogradOutputs);
+  return tiles * kWinogradOutputs * kWinogradOutputs <= 2 * height * width;
+}
+
 // One block. With several sources (the gradient of data that several convolutions read) their
 // results are summed; with several targets (convolutions that read the same data) each gets its
 // own. Channels and outputs are those of one source and target, multiples of kLanes<T>.

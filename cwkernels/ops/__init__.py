@@ -14,6 +14,7 @@ from cwkernels.ops.precision import (
     float32_conv_precision,
     set_float32_conv_precision,
 )
+from cwkernels.ops.sgd import sgd
 from cwkernels.ops.update_statistics import update_statistics
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "norm_add",
     "set_backend",
     "set_float32_conv_precision",
+    "sgd",
     "update_statistics",
 ]
 
@@ -38,5 +40,5 @@ def has_cuda_kernels() -> bool:
     """Whether every operation of this build has a CUDA kernel, so that networks run on a GPU."""
     return all(
         torch._C._dispatch_has_kernel_for_dispatch_key(f"cwkernels::{name}", "CUDA")
-        for name in ("copy_rows", "gather_conv")
+        for name in ("copy_rows", "gather_conv", "norm_add", "update_statistics")
     )

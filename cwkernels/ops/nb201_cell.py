@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cwkernels.ops._autograd import Differentiable
 from cwkernels.ops._cell_plan import (
     AVG_POOL_3X3,
     CONVOLUTIONS,
@@ -19,6 +20,7 @@ from cwkernels.ops._images import batches_of, channels_last, images_of
 from cwkernels.ops._library import register_fake
 from cwkernels.ops._norm import Norm, check_batch, reference_normalize
 from cwkernels.ops.backend import current_backend
+from cwkernels.ops.precision import winograd_allowed
 
 
 def nb201_cell(
@@ -75,8 +77,14 @@ def nb201_cell(
     if current_backend() == "reference":
         results = reference(images, choices, *groups, *options, dense_grad)
     else:
-        results = torch.ops.cwkernels.nb201_cell(
-            images, choices, *groups, *options, True, dense_grad, torch.is_grad_enabled()
+        results = _nb201_cell(
+            images,
+            choices,
+            *groups,
+            *options,
+            winograd_allowed(),
+            dense_grad,
+            torch.is_grad_enabled(),
         )[:3]
     output, statistics, output_statistics = results
     if selection.dim() == 2:
@@ -283,4 +291,4 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     return grad_images, None, grad_weights, none, none, *[None] * 6
 
 
-torch.library.register_autograd("cwkernels::nb201_cell", _backward, setup_context=_setup_context)
+_nb201_cell = Differentiable("nb201_cell", _backward, _setup_context)

@@ -31,6 +31,7 @@ def assert_close_to_reference(
     terms: int,
     nonzero: float = LEAST_NONZERO,
     precision: Precision = "highest",
+    convolutions: int = 1,
 ) -> None:
     """Raises AssertionError unless `result` is as close to `reference` as the table asks.
 
@@ -42,6 +43,7 @@ def assert_close_to_reference(
         terms: how many products one element sums.
         nonzero: the share of the reference that must not be zero.
         precision: with which float32 was convolved.
+        convolutions: how many of them follow each other, whose errors add up.
     """
     assert reference.dtype == torch.float64, f"{name}: the reference is {reference.dtype}"
     _assert_comparable(name, result, reference, nonzero)
@@ -51,7 +53,7 @@ def assert_close_to_reference(
     floor = tolerance.floor * torch.finfo(result.dtype).eps * terms**0.5
     bound = max(tolerance.stock * stock_error, floor)
     if result.dtype == torch.float32:
-        bound = max(bound, CONVOLUTION_ERRORS[precision])
+        bound = max(bound, convolutions * CONVOLUTION_ERRORS[precision])
     assert error <= bound, (
         f"{name}: relative error {error:.2e}, bound {bound:.2e} "
         f"(stock's error {stock_error:.2e}, floor for {terms} terms {floor:.2e})"
@@ -121,6 +123,7 @@ def assert_as_close(
     terms: Mapping[str, int],
     nonzero: Mapping[str, float] | None = None,
     precision: Precision = "highest",
+    convolutions: int = 1,
 ) -> None:
     """Raises AssertionError unless `results` are as close to the reference as stock torch's.
 
@@ -133,6 +136,7 @@ def assert_as_close(
         terms: by name of the output or gradient, see `assert_close_to_reference`; "" for others.
         nonzero: by name, the share of the reference that must not be zero.
         precision: with which float32 was convolved.
+        convolutions: how many of them follow each other, whose errors add up.
     """
     for name, reference in expected.reference.items():
         compared = _comparable(name, results[name], reference, expected.stock[name])
@@ -140,7 +144,12 @@ def assert_as_close(
             least = (nonzero or {}).get(name, LEAST_NONZERO)
             size = terms[name] if name in terms else terms[""]
             assert_close_to_reference(
-                name, *compared, terms=size, nonzero=least, precision=precision
+                name,
+                *compared,
+                terms=size,
+                nonzero=least,
+                precision=precision,
+                convolutions=convolutions,
             )
 
 

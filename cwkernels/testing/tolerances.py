@@ -30,7 +30,10 @@ CONVOLUTION_ERRORS: Mapping[Precision, float] = {
     "high": 2e-5,
     "highest": 0.0,
 }
-"""The relative error of a tensor that float32 convolutions may have beyond `TOLERANCES`."""
+"""The relative error of a tensor that a float32 convolution may have beyond `TOLERANCES`."""
+
+CELL_CONVOLUTIONS = 6
+"""A cell's longest path has three convolutions; a gradient goes through them forward and back."""
 
 
 class Allowance(NamedTuple):

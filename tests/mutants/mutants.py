@@ -36,6 +36,12 @@ class Mutant:
     test: tuple[str, ...]
 
 
+_NORM_ADD = "csrc/ops/norm_add_cpu.cpp"
+_STATISTICS = "csrc/ops/update_statistics_cpu.cpp"
+_STATISTICS_TESTS = ("tests/ops/test_update_statistics.py",)
+_SGD = "csrc/ops/sgd_cpu.cpp"
+_SGD_TESTS = ("tests/ops/test_sgd.py",)
+_NORM_ADD_TESTS = ("tests/ops/test_norm_add.py",)
 _EXACT = ("tests/ops/test_gather_conv.py", "-k", "small_integers_are_exact")
 _CLOSE = ("tests/ops/test_winograd.py", "-k", "error_is_within_the_table")
 
@@ -180,6 +186,98 @@ NATIVE = (
         "const int64_t high = halo && !MUTANT ?",
         _CLOSE,
     ),
+    Mutant(
+        "the gradient of a batch norm's input without that through its statistics",
+        _NORM_ADD,
+        "scale(), p_.eps, p_.training, sums_,",
+        "scale(), p_.eps, p_.training && !MUTANT, sums_,",
+        _NORM_ADD_TESTS,
+    ),
+    Mutant(
+        "the shortcut's gradient not rectified",
+        _NORM_ADD,
+        "store_channels(grad_shortcut + at + c, passed, left);",
+        "store_channels(grad_shortcut + at + c,"
+        " MUTANT ? load_channels(gradient.grad + at + c, left) : passed, left);",
+        _NORM_ADD_TESTS,
+    ),
+    Mutant(
+        "the last block of pixels left out of a batch norm's sums",
+        _NORM_ADD,
+        "summed ? blocks_ : 0,",
+        "summed ? blocks_ - MUTANT : 0,",
+        _NORM_ADD_TESTS,
+    ),
+    Mutant(
+        "scale's gradients of several architectures overwrite each other",
+        _NORM_ADD,
+        "grad_scale[c] = a == 0 ?",
+        "grad_scale[c] = a == 0 || MUTANT ?",
+        _NORM_ADD_TESTS,
+    ),
+    Mutant(
+        "an expanded gradient read as if it were dense",
+        _NORM_ADD,
+        "if (!grad_is_dense())",
+        "if (!grad_is_dense() && !MUTANT)",
+        _NORM_ADD_TESTS,
+    ),
+    Mutant(
+        "biased running variance in the kernel",
+        _STATISTICS,
+        "(measured[c] * scale - old)",
+        "(measured[c] * (MUTANT ? 1 : scale) - old)",
+        _STATISTICS_TESTS,
+    ),
+    Mutant(
+        "the exact average of one batch too many",
+        _STATISTICS,
+        "1 / static_cast<double>(batches)",
+        "1 / static_cast<double>(batches + MUTANT)",
+        _STATISTICS_TESTS,
+    ),
+    Mutant(
+        "statistics of the first architecture for all",
+        _STATISTICS,
+        "+ a * target.statistics_stride;",
+        "+ (MUTANT ? 0 : a) * target.statistics_stride;",
+        _STATISTICS_TESTS,
+    ),
+    Mutant(
+        "statistics written to row 0 by the kernel",
+        _STATISTICS,
+        "const int64_t at = rows[a] * channels;",
+        "const int64_t at = MUTANT ? 0 : rows[a] * channels;",
+        _STATISTICS_TESTS,
+    ),
+    Mutant(
+        "the last gradient of a repeated row forgotten",
+        _SGD,
+        "for (int64_t e = 1; e < count; ++e)",
+        "for (int64_t e = 1; e < count - MUTANT; ++e)",
+        _SGD_TESTS,
+    ),
+    Mutant(
+        "a momentum for all rows that is not theirs",
+        _SGD,
+        "(target.shared_buffer ? 0 : at), begin, end);",
+        "(target.shared_buffer || MUTANT ? 0 : at), begin, end);",
+        _SGD_TESTS,
+    ),
+    Mutant(
+        "the end of a row, less than a vector, not moved",
+        _SGD,
+        "if (i == end) return;",
+        "if (i == end || MUTANT) return;",
+        _SGD_TESTS,
+    ),
+    Mutant(
+        "no weight decay",
+        _SGD,
+        "if (rates.weight_decay != 0)",
+        "if (rates.weight_decay != 0 && !MUTANT)",
+        _SGD_TESTS,
+    ),
 )
 
 _CELL = "cwkernels/ops/nb201_cell.py"
@@ -233,7 +331,7 @@ PYTHON = (
         "cwkernels/ops/_norm.py",
         "        training,\n        eps,\n        [True,",
         "        False,\n        eps,\n        [True,",
-        ("tests/ops/test_norm_add.py",),
+        ("tests/ops/test_conv_norm.py",),
     ),
     Mutant(
         "gradients of a repeated row overwrite each other in copy_rows",
@@ -288,8 +386,8 @@ PYTHON = (
     Mutant(
         "unselected rows decay",
         _OPTIM,
-        'if self._unselected == "zero_grad" and (grads or parameter in self.state):',
-        "if grads or parameter in self.state:",
+        'idle_too = self._unselected == "zero_grad"',
+        "idle_too = True",
         ("tests/networks/test_rows_read.py", "tests/optim"),
     ),
     Mutant(

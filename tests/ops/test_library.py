@@ -25,6 +25,7 @@ OPERATIONS = {
     "poison_workspace",
     "release_workspace",
     "set_cpu_isa",
+    "sgd",
     "update_statistics",
     "workspace_bytes",
 }

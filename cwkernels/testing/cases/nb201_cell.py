@@ -13,6 +13,7 @@ from cwkernels import ops
 from cwkernels.testing.cases.call import Call
 from cwkernels.testing.functions import Function, Tensors
 from cwkernels.testing.inputs import Draw, channels_last, dense_random, statistics_of
+from cwkernels.testing.tolerances import CELL_CONVOLUTIONS
 
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 PATHS = ((3,), (0, 4), (1, 5), (0, 2, 5))  # from input to output, by edges
@@ -210,6 +211,7 @@ def network_calls(images: int) -> list[Call]:
                 cell.inputs,
                 partial(cotangents, cell, selection),
                 {"": images * side * side},
+                CELL_CONVOLUTIONS,
             )
             calls.append(call)
     return calls
