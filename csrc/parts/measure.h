@@ -46,22 +46,32 @@ CWK_FLATTEN inline void measure(const T* data, int64_t pixels, int64_t stride, i
 template <class T, class Pixels>
 inline void merge_measures(const T* partials, int64_t blocks, const Pixels& pixels_of,
                            int64_t channels, T* statistics) {
+  // Channels that are merged at once: block after block is read as it lies.
+  constexpr int64_t kTogether = 64;
   const int64_t padded = padded_channels<T>(channels);
   double total = 0;
   for (int64_t b = 0; b < blocks; ++b) total += static_cast<double>(pixels_of(b));
-  for (int64_t c = 0; c < channels; ++c) {
-    double mean = 0, squares = 0;
+  for (int64_t first = 0; first < channels; first += kTogether) {
+    const int64_t count = min(kTogether, channels - first);
+    double mean[kTogether] = {}, squares[kTogether] = {};
     for (int64_t b = 0; b < blocks; ++b) {
-      mean += static_cast<double>(pixels_of(b)) * partials[b * 2 * padded + c];
+      const double pixels = static_cast<double>(pixels_of(b));
+      const T* own = partials + b * 2 * padded + first;
+      for (int64_t c = 0; c < count; ++c) mean[c] += pixels * own[c];
     }
-    mean = total > 0 ? mean / total : 0;
+    for (int64_t c = 0; c < count; ++c) mean[c] = total > 0 ? mean[c] / total : 0;
     for (int64_t b = 0; b < blocks; ++b) {
-      const double apart = partials[b * 2 * padded + c] - mean;
-      squares +=
-          partials[b * 2 * padded + padded + c] + static_cast<double>(pixels_of(b)) * apart * apart;
+      const double pixels = static_cast<double>(pixels_of(b));
+      const T* own = partials + b * 2 * padded + first;
+      for (int64_t c = 0; c < count; ++c) {
+        const double apart = own[c] - mean[c];
+        squares[c] += own[padded + c] + pixels * apart * apart;
+      }
     }
-    statistics[c] = static_cast<T>(mean);
-    statistics[channels + c] = static_cast<T>(total > 0 ? squares / total : 0);
+    for (int64_t c = 0; c < count; ++c) {
+      statistics[first + c] = static_cast<T>(mean[c]);
+      statistics[channels + first + c] = static_cast<T>(total > 0 ? squares[c] / total : 0);
+    }
   }
 }
 
@@ -102,11 +112,11 @@ CWK_FLATTEN inline void sum_gradients(const Grad& grad, const Raw& raw, const T*
 template <class T>
 inline void merge_gradients(const T* partials, int64_t blocks, int64_t channels, double* out) {
   const int64_t padded = padded_channels<T>(channels);
-  for (int64_t i = 0; i < 2; ++i) {
-    for (int64_t c = 0; c < channels; ++c) {
-      double sum = 0;
-      for (int64_t b = 0; b < blocks; ++b) sum += partials[(b * 2 + i) * padded + c];
-      out[i * channels + c] = sum;
+  for (int64_t i = 0; i < 2 * channels; ++i) out[i] = 0;
+  for (int64_t b = 0; b < blocks; ++b) {
+    for (int64_t i = 0; i < 2; ++i) {
+      const T* own = partials + (b * 2 + i) * padded;
+      for (int64_t c = 0; c < channels; ++c) out[i * channels + c] += own[c];
     }
   }
 }

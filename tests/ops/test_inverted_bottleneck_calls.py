@@ -120,6 +120,24 @@ def test_layout_of_the_statistics(code: int, backend: Backend) -> None:
     assert torch.equal(statistics[1] != 0, measured)
 
 
+@BACKENDS
+@LAYERS
+@pytest.mark.usefixtures("poisoned")
+def test_evaluation_measures_nothing(layer: Layer, backend: Backend) -> None:
+    tensors = layer.inputs()
+    with ops.backend(backend):
+        _, statistics = ops.inverted_bottleneck(
+            tensors["input"],
+            torch.tensor([[K5_E6, 2], [IDENTITY, 0]]),
+            *layer.banks(tensors),
+            *layer.running(),
+            stride=layer.stride,
+            training=False,
+        )
+    assert statistics.shape == (2, 2, 2 * 6 * layer.in_channels + layer.out_channels)
+    assert not statistics.any()
+
+
 @CODES
 @BACKENDS
 @LAYERS

@@ -97,7 +97,7 @@ def chain(code: int, layer: Layer) -> list[int]:
 
 
 def run(layer: Layer, selection: Tensor) -> Function:
-    """The operation; its statistics are given by bank, as it lays them out."""
+    """The operation; its statistics are given by bank, as it lays them out, if it measures any."""
 
     def function(tensors: Tensors) -> Tensors:
         input = tensors["input"]
@@ -118,7 +118,7 @@ def run(layer: Layer, selection: Tensor) -> Function:
         results = {"output": output}
         for a, (code, _) in enumerate(selection.reshape(-1, 2).tolist()):
             own = statistics.reshape(-1, *statistics.shape[-2:])[a]
-            for bank in chain(code, layer):
+            for bank in chain(code, layer) if layer.training else ():
                 results |= named_statistics(a, bank, own[:, statistics_slice(weights, bank)])
         return results
 
@@ -145,7 +145,7 @@ def stock(layer: Layer, selection: Tensor, *, statistics_too: bool = True) -> Fu
             stride = layer.stride if depthwise or code == IDENTITY else 1
             groups = weight.shape[0] if depthwise else 1
             raw = F.conv2d(value, weight, None, stride, weight.shape[-1] // 2, groups=groups)
-            if statistics_too:
+            if statistics_too and layer.training:
                 measured[bank] = statistics_of(raw)
             mean, variance = (None, None)
             if not layer.training:

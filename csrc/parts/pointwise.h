@@ -1,0 +1,215 @@
+#pragma once
+#include "conv_dense.h"
+#include "measure.h"
+
+// 1 x 1 convolutions as matrix products over bands of pixels. A band's operands are loaded once,
+// with what a loader does to them, into patches that stay in L2; what the product gives is measured
+// or summed while it lies there.
+namespace cwkernels::CWK_ISA {
+
+// A band of 128 pixels uses a panel of weights from L2 or L3 16 times (blocks of 8 pixels): 1.5 MB
+// of weights (256 x 1536) are 3 bytes a cycle. Its patch of 256 channels is 136 KB in L2 (1 MB).
+constexpr int64_t kBandPixels = 128;
+
+// Deeper sums are cut: a block's panel is 256 x 32 floats = 32 KB, in L1 (48 KB) beside the pixels
+// that pass by.
+constexpr int64_t kDepthBlock = 256;
+
+// Elements between the pixels of a patch: one vector more than the channels, or pixels a power of
+// two apart would share few of the cache's sets.
+template <class T>
+CWK_INLINE int64_t pitch_of(int64_t channels) {
+  return padded_channels<T>(channels) + kLanes<T>;
+}
+
+struct Band {
+  int64_t begin, pixels;
+
+  CWK_INLINE Band(int64_t index, int64_t all)
+      : begin(index * kBandPixels), pixels(min(kBandPixels, all - begin)) {}
+};
+
+CWK_INLINE int64_t band_count(int64_t pixels) { return ceil_div(pixels, kBandPixels); }
+
+// The tasks [0, count) of f(task, worker), cut into one run for each worker.
+template <class F>
+CWK_INLINE void run_tasks(const Parallel& parallel, int64_t workers, int64_t count, const F& f) {
+  parallel_for(parallel, workers, [&](int64_t w) {
+    for (int64_t t = w * count / workers; t < (w + 1) * count / workers; ++t) f(t, w);
+  });
+}
+
+// Channels [first, first + count) of a band, each vector as load(at(pixel), c, left) gives it, into
+// patch[pixel][pitch], zeros up to whole vectors.
+template <class T, class Load, class At>
+CWK_FLATTEN inline void fill_rows(const Load& load, const At& at, const Band& band, int64_t first,
+                                  int64_t count, T* patch, int64_t pitch) {
+  for (int64_t p = 0; p < band.pixels; ++p) {
+    const int64_t from = at(band.begin + p);
+    T* to = patch + p * pitch;
+    for (int64_t c = 0; c < count; c += kLanes<T>) {
+      store(to + c, load(from, first + c, count - c));
+    }
+  }
+}
+
+// Weights as panels of [depth][panel width], zeros past the last target channel.
+template <class T>
+struct Panels {
+  T* data;
+  int64_t depth, channels, padded;
+
+  Panels(int64_t depth, int64_t channels, Arena& arena)
+      : depth(depth), channels(channels), padded(padded_channels<T>(channels)) {
+    data = arena.take<T>(depth * padded);
+  }
+
+  int64_t count() const { return ceil_div(padded, kPanelWidth<T>); }
+  int64_t width(int64_t panel) const {
+    return min(kPanelWidth<T>, padded - panel * kPanelWidth<T>);
+  }
+  T* at(int64_t panel, int64_t k) const {
+    return data + panel * kPanelWidth<T> * depth + k * width(panel);
+  }
+
+  // weight[channels][depth] going forward, where it is transposed, else weight[depth][channels].
+  void pack(const Parallel& parallel, const T* weight, bool transpose) const {
+    parallel_for(parallel, count(), [&](int64_t panel) {
+      transpose ? pack_transposed(weight, panel) : pack_plain(weight, panel);
+    });
+  }
+
+ private:
+  CWK_FLATTEN void pack_plain(const T* weight, int64_t panel) const {
+    const int64_t first = panel * kPanelWidth<T>;
+    for (int64_t k = 0; k < depth; ++k) {
+      for (int64_t n = 0; n < width(panel); n += kLanes<T>) {
+        store(at(panel, k) + n,
+              load_channels(weight + k * channels + first + n, channels - first - n));
+      }
+    }
+  }
+
+  // A vector's worth of rows at a time: the source's cache lines are used whole.
+  void pack_transposed(const T* weight, int64_t panel) const {
+    const int64_t first = panel * kPanelWidth<T>, wide = width(panel);
+    for (int64_t block = 0; block < depth; block += kLanes<T>) {
+      const int64_t end = min(block + kLanes<T>, depth);
+      for (int64_t n = 0; n < wide; ++n) {
+        const T* from = weight + (first + n) * depth;
+        const bool real = first + n < channels;
+        T* to = at(panel, 0) + n;
+        for (int64_t k = block; k < end; ++k) to[k * wide] = real ? from[k] : T(0);
+      }
+    }
+  }
+};
+
+// target[pixel][...] = (accumulate: +=) patch[pixel][0 .. depth) times a panel from its row `k` on.
+template <class T, int V>
+CWK_INLINE void multiply_panel(const T* patch, int64_t pitch, int64_t pixels, int64_t depth,
+                               const T* panel, T* target, int64_t target_pitch, int64_t channels,
+                               bool accumulate) {
+  const TapRows rows{1, 1, depth, {}};
+  for (int64_t begin = 0; begin < pixels; begin += kBlockPixels) {
+    // Past the band's end the last pixel is computed again and not stored.
+    const T* pixel[kBlockPixels];
+    unroll<kBlockPixels>([&](auto i) { pixel[i] = patch + min(begin + i, pixels - 1) * pitch; });
+    Vector<T> acc[1][kBlockPixels][V] = {};
+    dense_block<T, V, 1>(pixel, 0, rows, panel, acc);
+    unroll<kBlockPixels>([&](auto i) {
+      if (begin + i < pixels) {
+        store_pixel<T, V>(target + (begin + i) * target_pitch, acc[0][i], channels, accumulate);
+      }
+    });
+  }
+}
+
+// One panel of weights over a band. `target` begins at the panel's first channel, of which
+// `channels` are stored.
+template <class T>
+CWK_FLATTEN inline void multiply(const T* patch, int64_t pitch, int64_t pixels, int64_t depth,
+                                 const Panels<T>& panels, int64_t panel, int64_t k, T* target,
+                                 int64_t target_pitch, int64_t channels, bool accumulate) {
+  const T* weights = panels.at(panel, k);
+  if (panels.width(panel) == kPanelWidth<T>) {
+    multiply_panel<T, kPanelVectors>(patch, pitch, pixels, depth, weights, target, target_pitch,
+                                     channels, accumulate);
+  } else {
+    multiply_panel<T, 1>(patch, pitch, pixels, depth, weights, target, target_pitch, channels,
+                         accumulate);
+  }
+}
+
+// A forward 1 x 1 convolution: target[pixel][n] = sum over k of source[pixel][k] * weight[n][k],
+// with the statistics of what it gives.
+template <class T>
+class PointwiseForward {
+ public:
+  PointwiseForward(const Parallel& parallel, int64_t pixels, int64_t depth, int64_t channels,
+                   Arena& arena)
+      : parallel_(parallel),
+        pixels_(pixels),
+        panels_(depth, channels, arena),
+        bands_(band_count(pixels)),
+        workers_(workers_for(parallel, bands_)) {
+    pitch_ = pitch_of<T>(min(depth, kDepthBlock));
+    patch_ = arena.take<T>(workers_ * kBandPixels * pitch_);
+    partials_ = arena.take<T>(bands_ * 2 * panels_.padded);
+  }
+
+  // `load` and `at` as for fill_rows; mean and variance [2][channels] go to `statistics` unless
+  // that is null.
+  template <class Load, class At>
+  void run(const T* weight, const Load& load, const At& at, T* target, T* statistics) const {
+    panels_.pack(parallel_, weight, true);
+    run_tasks(parallel_, workers_, bands_, [&](int64_t index, int64_t worker) {
+      convolve(Band(index, pixels_), load, at, patch_ + worker * kBandPixels * pitch_, target,
+               statistics ? partials_ + index * 2 * panels_.padded : nullptr);
+    });
+    if (statistics) {
+      merge_measures(
+          partials_, bands_, [&](int64_t b) { return Band(b, pixels_).pixels; }, panels_.channels,
+          statistics);
+    }
+  }
+
+ private:
+  template <class Load, class At>
+  void convolve(const Band& band, const Load& load, const At& at, T* patch, T* target,
+                T* partial) const {
+    const int64_t channels = panels_.channels;
+    for (int64_t k = 0; k < panels_.depth; k += kDepthBlock) {
+      const int64_t depth = min(kDepthBlock, panels_.depth - k);
+      fill_rows<T>(load, at, band, k, depth, patch, pitch_);
+      for (int64_t panel = 0; panel < panels_.count(); ++panel) {
+        const int64_t first = panel * kPanelWidth<T>;
+        const int64_t own = min(kPanelWidth<T>, channels - first);
+        T* to = target + band.begin * channels + first;
+        multiply(patch, pitch_, band.pixels, depth, panels_, panel, k, to, channels, own, k > 0);
+        if (partial && k + depth == panels_.depth) {
+          measure_panel(to, band.pixels, own, partial + first);
+        }
+      }
+    }
+  }
+
+  void measure_panel(const T* data, int64_t pixels, int64_t own, T* partial) const {
+    T measured[2 * kPanelWidth<T>];
+    measure(data, pixels, panels_.channels, own, measured);
+    const int64_t padded = padded_channels<T>(own);
+    for (int64_t c = 0; c < padded; ++c) {
+      partial[c] = measured[c];
+      partial[panels_.padded + c] = measured[padded + c];
+    }
+  }
+
+  Parallel parallel_;
+  int64_t pixels_;
+  Panels<T> panels_;
+  int64_t bands_, workers_, pitch_;
+  T* patch_;
+  T* partials_;
+};
+
+}  // namespace cwkernels::CWK_ISA
