@@ -42,8 +42,8 @@ class DepthwiseGradient {
     parallel_for(parallel_, chunks_, [&](int64_t w) {
       clear(planes_ + w * (source_size() + target_size()), source_size() + target_size());
       clear(sums_ + w * taps() * padded_, taps() * padded_);
-      for (int64_t i = w * images_ / chunks_; i < (w + 1) * images_ / chunks_; ++i) {
-        for (int64_t block = 0; block < blocks_; ++block) {
+      for (int64_t block = 0; block < blocks_; ++block) {
+        for (int64_t i = w * images_ / chunks_; i < (w + 1) * images_ / chunks_; ++i) {
           filter(i, block, w, gradient, source, grad != nullptr);
           pass(i, block, w, raw, mean, source_gradient);
         }

@@ -4,7 +4,7 @@
 // What kernels do to a value as they read it: rectify, normalise, or turn the gradient of a
 // normalised value into that of the raw one. A loader gives the vector of channels from `c` on of
 // the pixel whose channels begin `at` elements into the tensor; `left` is how many channels there
-// are from `c` on, and lanes past them are zero.
+// are from `c` on, and lanes past them are zero. `prefetch` asks for what that will read.
 namespace cwkernels::CWK_ISA {
 
 // The first `count` lanes, zeros behind: for a last vector that is not full.
@@ -70,6 +70,7 @@ struct LoadPlain {
   CWK_INLINE Vector<T> operator()(int64_t at, int64_t c, int64_t left) const {
     return load_channels(data + at + c, left);
   }
+  CWK_INLINE void prefetch(int64_t at) const { CWK_ISA::prefetch(data + at); }
 };
 
 template <class T>
@@ -80,6 +81,7 @@ struct LoadNormalized {
   CWK_INLINE Vector<T> operator()(int64_t at, int64_t c, int64_t left) const {
     return norm(load_channels(data + at + c, left), c);
   }
+  CWK_INLINE void prefetch(int64_t at) const { CWK_ISA::prefetch(data + at); }
 };
 
 template <class T, class Inner>
@@ -89,6 +91,7 @@ struct LoadRectified {
   CWK_INLINE Vector<T> operator()(int64_t at, int64_t c, int64_t left) const {
     return rectify<T>(inner(at, c, left));
   }
+  CWK_INLINE void prefetch(int64_t at) const { inner.prefetch(at); }
 };
 
 // The gradient of a raw value from that of the normalised one.
@@ -100,6 +103,10 @@ struct LoadNormGradient {
 
   CWK_INLINE Vector<T> operator()(int64_t at, int64_t c, int64_t left) const {
     return backward(load_channels(grad + at + c, left), load_channels(raw + at + c, left), c);
+  }
+  CWK_INLINE void prefetch(int64_t at) const {
+    CWK_ISA::prefetch(grad + at);
+    CWK_ISA::prefetch(raw + at);
   }
 };
 
@@ -115,6 +122,10 @@ struct LoadRectifiedNormGradient {
     const Vector<T> value = load_channels(raw + at + c, left);
     const Vector<T> passed = load_channels(grad + at + c, left);
     return backward(norm(value, c) > Vector<T>{} ? passed : Vector<T>{}, value, c);
+  }
+  CWK_INLINE void prefetch(int64_t at) const {
+    CWK_ISA::prefetch(grad + at);
+    CWK_ISA::prefetch(raw + at);
   }
 };
 

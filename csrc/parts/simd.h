@@ -61,6 +61,9 @@ CWK_INLINE void store_part(T* p, Vector<T> v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = v[i];
 }
 
+// Asks for the cache line at `p`, which need not exist, in L2 and L1.
+CWK_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+
 // Subtracting zero is the identity, adding it is not (of -0), so this alone folds to a broadcast.
 template <class T>
 CWK_INLINE Vector<T> broadcast(T value) {
