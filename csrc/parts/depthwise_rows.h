@@ -69,14 +69,16 @@ constexpr int64_t kPixelsAhead = 32;
 template <class T, class Load>
 CWK_FLATTEN inline void fill_planes(const Load& load, int64_t image, const PlaneShape& shape,
                                     int64_t first, int64_t vectors, int64_t channels, T* planes) {
-  for (int64_t y = 0; y < shape.height; ++y) {
+  const int64_t height = shape.height, width = shape.width, ahead = kPixelsAhead * channels;
+  for (int64_t y = 0; y < height; ++y) {
     for (int64_t v = 0; v < vectors; ++v) {
-      const int64_t c = first + v * kLanes<T>, left = channels - c;
+      const int64_t c = first + v * kLanes<T>;
+      const auto value = load.channel(c, channels - c);
       T* to = planes + (v * shape.pixels() + shape.at(y, 0)) * kLanes<T>;
-      int64_t from = image + y * shape.width * channels;
-      for (int64_t x = 0; x < shape.width; ++x, from += channels, to += kLanes<T>) {
-        load.prefetch(from + kPixelsAhead * channels + c);
-        store(to, load(from, c, left));
+      int64_t from = image + y * width * channels;
+      for (int64_t x = 0; x < width; ++x, from += channels, to += kLanes<T>) {
+        load.prefetch(from + ahead + c);
+        store(to, value(from));
       }
     }
   }
@@ -299,12 +301,16 @@ class DepthwiseForward {
 
   // The planes of a block back to pixels of channels.
   CWK_FLATTEN void write(const T* targets, int64_t vectors, T* to, int64_t left) const {
-    for (int64_t p = 0; p < target_pixels(); ++p) {
+    const bool whole = streams(to, channels_);
+    const int64_t pixels = target_pixels(), channels = channels_;
+    for (int64_t p = 0; p < pixels; ++p) {
       for (int64_t v = 0; v < vectors; ++v) {
-        store_channels(to + p * channels_ + v * kLanes<T>,
-                       load(targets + (v * target_pixels() + p) * kLanes<T>), left - v * kLanes<T>);
+        const Vector<T> value = load(targets + (v * pixels + p) * kLanes<T>);
+        T* at = to + p * channels + v * kLanes<T>;
+        whole ? stream(at, value) : store_channels(at, value, left - v * kLanes<T>);
       }
     }
+    if (whole) drain();
   }
 
   Parallel parallel_;

@@ -207,11 +207,14 @@ class PointwiseForward {
   }
 
   CWK_FLATTEN void write(const T* tile, int64_t pixels, int64_t count, T* to) const {
-    for (int64_t p = 0; p < pixels; ++p, tile += kPanelWidth<T>, to += panels_.channels) {
+    const int64_t channels = panels_.channels;
+    const bool whole = streams(to, channels);
+    for (int64_t p = 0; p < pixels; ++p, tile += kPanelWidth<T>, to += channels) {
       for (int64_t c = 0; c < count; c += kLanes<T>) {
-        store_channels(to + c, load(tile + c), count - c);
+        whole ? stream(to + c, load(tile + c)) : store_channels(to + c, load(tile + c), count - c);
       }
     }
+    if (whole) drain();
   }
 
   void measure_panel(const T* tile, int64_t pixels, int64_t panel, T* partial) const {
