@@ -96,46 +96,52 @@ class DepthwiseGradient {
 
   CWK_FLATTEN void pass(int64_t image, int64_t block, int64_t w, const T* raw, const T* mean,
                         T* source_gradient) const {
-    const int64_t first = block_first(block);
-    Vector<T> sum[4] = {}, product[4] = {};
-    for (int64_t y = 0; y < source_.height; ++y) {
-      for (int64_t v = 0; v < vectors(block); ++v) {
-        const int64_t c = first + v * kLanes<T>;
-        const T* value = planes_ + w * (source_size() + target_size()) +
-                         (v * source_.pixels() + source_.at(y, 0)) * kLanes<T>;
-        const T* result =
-            results_ + w * result_size() + (v * source_.height + y) * source_.width * kLanes<T>;
-        pass_row(value, result, raw, load(mean + c), (image * source_.height + y) * source_.width,
-                 c, source_gradient, sum[v], product[v]);
-      }
+    if (vectors(block) == 4 && block_first(block) + 4 * kLanes<T> <= channels_) {
+      return pass_vectors<4>(image, block, 0, w, raw, mean, source_gradient);
     }
     for (int64_t v = 0; v < vectors(block); ++v) {
-      T* partial = partials_ + image * 2 * padded_ + first + v * kLanes<T>;
-      store(partial, sum[v]);
-      store(partial + padded_, product[v]);
+      pass_vectors<1>(image, block, v, w, raw, mean, source_gradient);
     }
   }
 
-  // A row of one vector of channels, from pixel `begin` on; two sums of each kind, as additions
-  // wait for each other.
-  CWK_INLINE void pass_row(const T* value, const T* result, const T* raw, Vector<T> center,
-                           int64_t begin, int64_t c, T* source_gradient, Vector<T>& sum,
-                           Vector<T>& product) const {
-    const int64_t left = channels_ - c;
-    Vector<T> sums[2] = {}, products[2] = {};
-    const auto pixel = [&](int64_t x, auto i) {
-      const int64_t at = (begin + x) * channels_ + c;
-      const Vector<T> passed =
-          load(value + x * kLanes<T>) > Vector<T>{} ? load(result + x * kLanes<T>) : Vector<T>{};
-      store_channels(source_gradient + at, passed, left);
-      sums[i] += passed;
-      products[i] += passed * (load_channels(raw + at, left) - center);
-    };
-    int64_t x = 0;
-    for (; x + 2 <= source_.width; x += 2) unroll<2>([&](auto i) { pixel(x + i, i); });
-    if (x < source_.width) pixel(x, Index<0>{});
-    sum += sums[0] + sums[1];
-    product += products[0] + products[1];
+  // V vectors of channels of an image: as many sums of each kind in registers.
+  template <int V>
+  CWK_INLINE void pass_vectors(int64_t image, int64_t block, int64_t first, int64_t w, const T* raw,
+                               const T* mean, T* source_gradient) const {
+    const int64_t channels = channels_, c = block_first(block) + first * kLanes<T>;
+    const int64_t left = channels - c, width = source_.width;
+    const int64_t value_plane = source_.pixels() * kLanes<T>;
+    const int64_t result_plane = source_pixels() * kLanes<T>;
+    const bool whole = V > 1 && streams(source_gradient, channels);
+    const T* result = results_ + w * result_size() + first * result_plane;
+    int64_t at = image * source_pixels() * channels + c;
+    Vector<T> sum[V] = {}, product[V] = {}, center[V];
+    unroll<V>([&](auto v) { center[v] = load(mean + c + v * kLanes<T>); });
+    for (int64_t y = 0; y < source_.height; ++y) {
+      const T* value = planes_ + w * (source_size() + target_size()) + first * value_plane +
+                       source_.at(y, 0) * kLanes<T>;
+      for (int64_t x = 0; x < width; ++x) {
+        unroll<V>([&](auto v) {
+          const int64_t lane = v * kLanes<T>;
+          const Vector<T> passed =
+              load(value + v * value_plane) > Vector<T>{} ? load(result + v * result_plane)
+                                                          : Vector<T>{};
+          T* to = source_gradient + at + lane;
+          whole ? stream(to, passed) : store_channels(to, passed, left - lane);
+          sum[v] += passed;
+          product[v] += passed * (load_channels(raw + at + lane, left - lane) - center[v]);
+        });
+        at += channels;
+        value += kLanes<T>;
+        result += kLanes<T>;
+      }
+    }
+    unroll<V>([&](auto v) {
+      T* partial = partials_ + image * 2 * padded_ + c + v * kLanes<T>;
+      store(partial, sum[v]);
+      store(partial + padded_, product[v]);
+    });
+    if (whole) drain();
   }
 
   // sums[tap][c], chunks in order, to grad[c][tap].

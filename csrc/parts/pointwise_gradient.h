@@ -251,6 +251,7 @@ class ProjectGradient {
   CWK_INLINE void pass_vectors(const Band& band, int64_t c, int64_t own, int64_t w, const T* raw,
                                const T* mean, T* wide_gradient, T* partial) const {
     const int64_t wide = panels_.channels;
+    const bool whole = V > 1 && streams(wide_gradient, wide);
     const T* values = source_ + w * kBandPixels * kBlockPitch + own;
     const T* results = result_ + w * kBandPixels * kBlockPitch + own;
     Vector<T> sum[V] = {}, product[V] = {}, center[V];
@@ -263,8 +264,8 @@ class ProjectGradient {
         const Vector<T> result = load(results + p * kBlockPitch + lane);
         const Vector<T> passed = value > Vector<T>{} ? result : Vector<T>{};
         const Vector<T> from = V > 1 ? load(raw + at + lane) : load_channels(raw + at + lane, left);
-        V > 1 ? store(wide_gradient + at + lane, passed)
-              : store_channels(wide_gradient + at + lane, passed, left);
+        T* to = wide_gradient + at + lane;
+        whole ? stream(to, passed) : store_channels(to, passed, left);
         sum[v] += passed;
         product[v] += passed * (from - center[v]);
       });
@@ -273,6 +274,7 @@ class ProjectGradient {
       store(partial + c + v * kLanes<T>, sum[v]);
       store(partial + panels_.padded + c + v * kLanes<T>, product[v]);
     });
+    if (whole) drain();
   }
 
   Parallel parallel_;
