@@ -1,4 +1,5 @@
 #include "../parts/bottleneck_backward.h"
+#include "../parts/bottleneck_evaluation.h"
 #include "../parts/bottleneck_forward.h"
 #include "inverted_bottleneck.h"
 
@@ -12,8 +13,12 @@ void with_pass(const InvertedBottleneckParams& p, int64_t a, Arena& arena, const
   const bool identity = choice.code == static_cast<int64_t>(BottleneckCode::identity);
   if (p.grad_output) {
     identity ? f(IdentityBackward<T>(choice, arena)) : f(BottleneckBackward<T>(choice, arena));
+  } else if (identity) {
+    f(IdentityForward<T>(choice, arena));
+  } else if (p.training || p.kept) {
+    f(BottleneckForward<T>(choice, arena));
   } else {
-    identity ? f(IdentityForward<T>(choice, arena)) : f(BottleneckForward<T>(choice, arena));
+    f(BottleneckEvaluation<T>(choice, arena));
   }
 }
 
@@ -29,7 +34,7 @@ int64_t inverted_bottleneck_workspace(const InvertedBottleneckParams& params) {
   int64_t bytes = 0;
   for (int64_t a = 0; a < params.architectures; ++a) {
     Arena arena(nullptr);
-    with_pass(params, a, arena, [](const auto&) {});
+    with_pass(params, a, arena, [](auto&&) {});
     bytes = max(bytes, arena.used());
   }
   return bytes;
@@ -38,7 +43,7 @@ int64_t inverted_bottleneck_workspace(const InvertedBottleneckParams& params) {
 void inverted_bottleneck(const InvertedBottleneckParams& params) {
   for (int64_t a = 0; a < params.architectures; ++a) {
     Arena arena(params.workspace);
-    with_pass(params, a, arena, [](const auto& pass) { pass.run(); });
+    with_pass(params, a, arena, [](auto&& pass) { pass.run(); });
   }
 }
 

@@ -76,9 +76,8 @@ struct NormBackward {
   CWK_INLINE auto channel(int64_t c) const {
     const Vector<T> m = load(mean + c), s = load(scale + c), k = load(slope + c);
     const Vector<T> b = load(offset + c);
-    return [=](Vector<T> grad, Vector<T> raw) CWK_INLINE_LAMBDA {
-      return grad * s + ((raw - m) * k + b);
-    };
+    return [=](Vector<T> grad, Vector<T> raw)
+               CWK_INLINE_LAMBDA { return grad * s + ((raw - m) * k + b); };
   }
 };
 

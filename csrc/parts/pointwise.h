@@ -39,8 +39,8 @@ CWK_INLINE void run_tasks(const Parallel& parallel, int64_t workers, int64_t cou
   });
 }
 
-// Vectors of channels that are loaded together: the coefficients of as many stay in registers, up to
-// four each.
+// Vectors of channels that are loaded together: the coefficients of as many stay in registers, up
+// to four each.
 constexpr int kFillVectors = kVectorRegisters == 32 ? 4 : 2;
 
 // How far ahead pixels are asked for: 16 of 4 vectors are 64 cache lines.

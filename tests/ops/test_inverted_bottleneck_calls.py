@@ -125,12 +125,17 @@ def test_layout_of_the_statistics(code: int, backend: Backend) -> None:
 @pytest.mark.usefixtures("poisoned")
 def test_evaluation_measures_nothing(layer: Layer, backend: Backend) -> None:
     tensors = layer.inputs()
+    weights, scales, shifts = layer.banks(tensors)
+    running_mean, running_var = layer.running()
     with ops.backend(backend):
         _, statistics = ops.inverted_bottleneck(
             tensors["input"],
             torch.tensor([[K5_E6, 2], [IDENTITY, 0]]),
-            *layer.banks(tensors),
-            *layer.running(),
+            weights,
+            scales,
+            shifts,
+            running_mean,
+            running_var,
             stride=layer.stride,
             training=False,
         )
