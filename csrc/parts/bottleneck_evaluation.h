@@ -77,7 +77,7 @@ class BottleneckEvaluation {
       for (int64_t n = 0; n < channels; n += kPanelWidth<T>) {
         const int64_t panel = (c + n) / kPanelWidth<T>, width = expand_.width(panel);
         multiply(input + band.begin * depth, depth, band.pixels, depth, expand_, panel, 0, tile,
-                 kPanelWidth<T>, width, false);
+                 kPanelWidth<T>, false);
         for (int64_t v = 0; v < width; v += kLanes<T>) {
           activate_plane(tile + v, band, c + n + v,
                          planes_ + w * plane_size() + (n + v) * images_ * shape_.pixels());
@@ -138,7 +138,7 @@ class BottleneckEvaluation {
     T* sums = sums_ + w * images_ * output_pixels_ * sum_pitch_;
     for (int64_t panel = 0; panel < project_.count(); ++panel) {
       multiply(patch, pitch_, images * output_pixels_, channels, project_, panel, c,
-               sums + panel * kPanelWidth<T>, sum_pitch_, project_.width(panel), c > 0);
+               sums + panel * kPanelWidth<T>, sum_pitch_, c > 0);
     }
   }
 

@@ -137,39 +137,44 @@ struct Panels {
   }
 };
 
-// target[pixel][...] = (accumulate: +=) patch[pixel][0 .. depth) times a panel from its row `k` on.
+// target[pixel][...] = patch[pixel][0 .. depth) times a panel from its row `k` on, added to what is
+// there if `more`: sums that are cut are the same, bit for bit, however they are cut.
 template <class T, int V>
 CWK_INLINE void multiply_panel(const T* patch, int64_t pitch, int64_t pixels, int64_t depth,
-                               const T* panel, T* target, int64_t target_pitch, int64_t channels,
-                               bool accumulate) {
+                               const T* panel, T* target, int64_t target_pitch, bool more) {
   const TapRows rows{1, 1, depth, {}};
   for (int64_t begin = 0; begin < pixels; begin += kBlockPixels) {
-    // Past the band's end the last pixel is computed again and not stored.
+    // Past the band's end the last pixel is computed again.
     const T* pixel[kBlockPixels];
-    unroll<kBlockPixels>([&](auto i) { pixel[i] = patch + min(begin + i, pixels - 1) * pitch; });
-    Vector<T> acc[1][kBlockPixels][V] = {};
-    dense_block<T, V, 1>(pixel, 0, rows, panel, acc);
+    T* to[kBlockPixels];
     unroll<kBlockPixels>([&](auto i) {
-      if (begin + i < pixels) {
-        store_pixel<T, V>(target + (begin + i) * target_pitch, acc[0][i], channels, accumulate);
-      }
+      const int64_t p = min(begin + i, pixels - 1);
+      pixel[i] = patch + p * pitch;
+      to[i] = target + p * target_pitch;
     });
+    Vector<T> acc[1][kBlockPixels][V] = {};
+    if (more) {
+      unroll<kBlockPixels>(
+          [&](auto i) { unroll<V>([&](auto v) { acc[0][i][v] = load(to[i] + v * kLanes<T>); }); });
+    }
+    dense_block<T, V, 1>(pixel, 0, rows, panel, acc);
+    unroll<kBlockPixels>(
+        [&](auto i) { unroll<V>([&](auto v) { store(to[i] + v * kLanes<T>, acc[0][i][v]); }); });
   }
 }
 
-// One panel of weights over a band. `target` begins at the panel's first channel, of which
-// `channels` are stored.
+// One panel of weights over a band. `target` begins at the panel's first channel; whole vectors are
+// written.
 template <class T>
 CWK_FLATTEN inline void multiply(const T* patch, int64_t pitch, int64_t pixels, int64_t depth,
                                  const Panels<T>& panels, int64_t panel, int64_t k, T* target,
-                                 int64_t target_pitch, int64_t channels, bool accumulate) {
+                                 int64_t target_pitch, bool more) {
   const T* weights = panels.at(panel, k);
   if (panels.width(panel) == kPanelWidth<T>) {
     multiply_panel<T, kPanelVectors>(patch, pitch, pixels, depth, weights, target, target_pitch,
-                                     channels, accumulate);
+                                     more);
   } else {
-    multiply_panel<T, 1>(patch, pitch, pixels, depth, weights, target, target_pitch, channels,
-                         accumulate);
+    multiply_panel<T, 1>(patch, pitch, pixels, depth, weights, target, target_pitch, more);
   }
 }
 
@@ -224,8 +229,7 @@ class PointwiseForward {
       for (int64_t panel = 0; panel < panels_.count(); ++panel) {
         const int64_t first = panel * kPanelWidth<T>;
         T* tile = tiles_ + (worker * tile_count() + panel % tile_count()) * kTile;
-        multiply(patch, pitch_, band.pixels, depth, panels_, panel, k, tile, kPanelWidth<T>,
-                 panels_.width(panel), k > 0);
+        multiply(patch, pitch_, band.pixels, depth, panels_, panel, k, tile, kPanelWidth<T>, k > 0);
         if (k + depth < panels_.depth) continue;
         if (measured) measure_panel(tile, band.pixels, panel, partial + first);
         write(tile, band.pixels, min(kPanelWidth<T>, panels_.channels - first),

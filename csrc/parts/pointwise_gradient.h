@@ -155,7 +155,7 @@ class ExpandGradient {
     for (int64_t panel = 0; panel < panels_.count(); ++panel) {
       const int64_t n = panel * kPanelWidth<T>;
       multiply(patch, kBlockPitch, band.pixels, count, panels_, panel, first, result + n, pitch_,
-               panels_.width(panel), first > 0);
+               first > 0);
     }
     if (sums) {
       outer_product(patch, kBlockPitch, count, source, pitch_, padded_channels<T>(channels),
@@ -226,7 +226,7 @@ class ProjectGradient {
     for (int64_t n = 0; n < count; n += kPanelWidth<T>) {
       const int64_t panel = (first + n) / kPanelWidth<T>;
       multiply(patch, pitch_, band.pixels, panels_.depth, panels_, panel, 0, result + n,
-               kBlockPitch, panels_.width(panel), false);
+               kBlockPitch, false);
     }
     if (sums) {
       outer_product(patch, pitch_, panels_.depth, from, kBlockPitch, padded_channels<T>(count),
