@@ -122,16 +122,22 @@ struct Panels {
     }
   }
 
-  // A vector's worth of rows at a time: the source's cache lines are used whole.
-  void pack_transposed(const T* weight, int64_t panel) const {
-    const int64_t first = panel * kPanelWidth<T>, wide = width(panel);
-    for (int64_t block = 0; block < depth; block += kLanes<T>) {
-      const int64_t end = min(block + kLanes<T>, depth);
-      for (int64_t n = 0; n < wide; ++n) {
-        const T* from = weight + (first + n) * depth;
-        const bool real = first + n < channels;
-        T* to = at(panel, 0) + n;
-        for (int64_t k = block; k < end; ++k) to[k * wide] = real ? from[k] : T(0);
+  CWK_FLATTEN void pack_transposed(const T* weight, int64_t panel) const {
+    const int64_t wide = width(panel);
+    for (int64_t n = 0; n < wide; n += kLanes<T>) {
+      const int64_t first = panel * kPanelWidth<T> + n;
+      const int64_t whole = first + kLanes<T> <= channels ? depth / kLanes<T> * kLanes<T> : 0;
+      for (int64_t k = 0; k < whole; k += kLanes<T>) {
+        Vector<T> rows[kLanes<T>];
+        unroll<kLanes<T>>([&](auto i) { rows[i] = load(weight + (first + i) * depth + k); });
+        transpose<T>(rows);
+        unroll<kLanes<T>>([&](auto i) { store(at(panel, k + i) + n, rows[i]); });
+      }
+      for (int64_t k = whole; k < depth; ++k) {
+        T* to = at(panel, k) + n;
+        for (int64_t i = 0; i < kLanes<T>; ++i) {
+          to[i] = first + i < channels ? weight[(first + i) * depth + k] : T(0);
+        }
       }
     }
   }
