@@ -47,7 +47,7 @@ CWK_INLINE int64_t columns_read(int64_t count, int64_t stride, int64_t taps) {
 
 // Vectors of channels of one image that are loaded together: 4 are 256 bytes a pixel with AVX-512,
 // fewer where the planes of all would not stay in L2 (512 KB of 1 MB).
-constexpr int64_t kPlaneBytes = 512 << 10;
+constexpr int64_t kPlaneBytes = 256 << 10;
 template <class T>
 CWK_INLINE int64_t block_vectors(int64_t plane_pixels, int64_t channels) {
   const int64_t fitting = kPlaneBytes / (plane_pixels * kVectorBytes);
