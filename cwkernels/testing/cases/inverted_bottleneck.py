@@ -75,19 +75,23 @@ class Layer:
         count = len(self.weight_shapes)
         return [[tensors[f"{group}[{i}]"] for i in range(count)] for group in GROUPS]
 
-    @cache  # drawing them would be a good part of a benchmark's small calls
     def running(self, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor]]:
         """Running means and variances."""
-        shapes = [shape[:2] for shape in self.weight_shapes]
-        mean = [dense_random(*shape, seed=50 + i).to(dtype) for i, shape in enumerate(shapes)]
-        var = [dense_random(*shape, seed=70 + i).abs().add(0.5) for i, shape in enumerate(shapes)]
-        return mean, [v.to(dtype) for v in var]
+        return _draw_running(self, dtype)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
         """Of one architecture."""
         size = ((side - 1) // self.stride + 1 for side in (self.height, self.width))
         return (self.images, self.out_channels, *size)
+
+
+@cache  # drawing them would be a good part of a benchmark's small calls
+def _draw_running(layer: Layer, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    shapes = [shape[:2] for shape in layer.weight_shapes]
+    mean = [dense_random(*shape, seed=50 + i).to(dtype) for i, shape in enumerate(shapes)]
+    var = [dense_random(*shape, seed=70 + i).abs().add(0.5) for i, shape in enumerate(shapes)]
+    return mean, [v.to(dtype) for v in var]
 
 
 def chain(code: int, layer: Layer) -> list[int]:
