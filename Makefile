@@ -6,7 +6,7 @@ NATIVE := $(wildcard csrc/*/*.h csrc/*/*.in csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.c
 OVERHEAD ?=
 PYTEST ?=
 
-.PHONY: overhead test mutants kernels check lint build wheel abi-check installs clean
+.PHONY: overhead test mutants sanitize kernels figures check lint build wheel abi-check installs clean
 
 overhead: build
 	$(BIN) -m bench.overhead $(OVERHEAD)
@@ -21,6 +21,10 @@ lint: build
 # Planted bugs, each to be killed by the test that it names.
 mutants: build
 	$(BIN) tests/mutants/run.py
+
+# The CPU kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
+sanitize: $(VENV)/installed
+	$(BIN) tests/native/sanitize.py
 
 kernels: build
 	$(BIN) -m bench.kernels

@@ -193,3 +193,8 @@ def test_the_walk_names_what_there_is() -> None:
     paths = set(re.findall(r"`((?:csrc|cwkernels|tests|docs)/[\w/]+(?:\.\w+)?)`", walk))
     assert len(paths) > 12
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_every_cpu_kernel_has_cases_for_the_sanitizers() -> None:
+    kernels = {p.name.removesuffix("_cpu.cpp") for p in (ROOT / "csrc/ops").glob("*_cpu.cpp")}
+    assert kernels == {path.stem for path in (ROOT / "tests/native/cases").glob("*.cpp")}
