@@ -29,6 +29,17 @@ sanitize: $(VENV)/installed
 kernels: build
 	$(BIN) -m bench.kernels
 
+# Measures everything anew, which takes half an hour of a quiet machine, and renews the tables of
+# README.md and docs/performance.md from the records.
+figures: build
+	$(BIN) -m bench.kernels --json bench/results/kernels_cpu.json
+	$(BIN) -m bench.peers --json bench/results/peers_cpu.json
+	$(BIN) -m bench.overhead --steps 16 --json bench/results/overhead_cpu.json \
+		--plot bench/results/overhead_cpu.png
+	$(BIN) -m bench.scaling --json bench/results/scaling_cpu.json \
+		--plot bench/results/scaling_cpu.png
+	$(BIN) -m bench.figures
+
 # Before a commit, in under two minutes: a random tenth of the tests, but for the slow ones.
 check: lint
 	$(BIN) -m pytest -q --sample 0.1 -m "not slow" $(PYTEST)

@@ -1,10 +1,13 @@
 """Settings of glibc's malloc that a benchmark runs under, each in a process of its own."""
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.harness import unbound
 
@@ -33,13 +36,19 @@ def environment(setting: str, threads: int) -> dict[str, str]:
     return inherited | dict(SETTINGS[setting]) | pinned
 
 
-def run_under(setting: str, module: str, arguments: Sequence[str], threads: int) -> None:
-    """Run `python -m module arguments` under a setting of malloc, with pinned threads.
+def measured_under(
+    setting: str, module: str, arguments: Sequence[str], threads: int
+) -> dict[str, Any]:
+    """What `python -m module arguments --child FILE` writes to the file, as JSON.
 
     Raises:
         CalledProcessError: if it fails.
     """
-    command = [sys.executable, "-m", module, *arguments]
     root = Path(__file__).resolve().parent.parent
-    with unbound():
-        subprocess.run(command, cwd=root, env=environment(setting, threads), check=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "measured.json"
+        command = [sys.executable, "-m", module, *arguments, "--child", str(path)]
+        with unbound():
+            subprocess.run(command, cwd=root, env=environment(setting, threads), check=True)
+        measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return measured

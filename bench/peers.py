@@ -5,10 +5,8 @@ process of its own: under malloc's default settings and under settings that keep
 counts in the one that suits it better.
 """
 
-import json
 import shlex
 import sys
-import tempfile
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,7 +20,7 @@ import torch
 
 from bench import experiment, passes, peers_table
 from bench.harness import describe_machine, write_json
-from bench.malloc import SETTINGS, run_under
+from bench.malloc import SETTINGS, measured_under
 from bench.options import NETWORKS, Parser, check_file, network_names, positive
 from bench.targets import outcomes
 
@@ -97,14 +95,8 @@ def parse(arguments: Sequence[str]) -> Namespace:
 
 def run_all(options: Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     """The record: what a child measured under each setting of malloc, and what follows from it."""
-    settings = {}
     names = (options.malloc,) if options.malloc else tuple(SETTINGS)
-    for setting in names:
-        # What is counted is the same in both.
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "measured.json"
-            run_under(setting, MODULE, [*arguments, "--child", str(path)], options.threads)
-            settings[setting] = json.loads(path.read_text(encoding="utf-8"))
+    settings = {name: measured_under(name, MODULE, arguments, options.threads) for name in names}
     machine = {name: content.pop("machine") for name, content in settings.items()}
     record = {
         "schema": SCHEMA,
