@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -75,6 +76,17 @@ Buffer<T> random_values(int64_t size, uint64_t seed) {
 constexpr int64_t kThreads = 3;
 const std::vector<Parallel>& schedules();
 
+// Buffers one behind the other, for several outputs of one call.
+template <class T>
+Buffer<T> joined(const std::vector<const Buffer<T>*>& parts) {
+  int64_t size = 0;
+  for (const Buffer<T>* part : parts) size += part->size();
+  Buffer<T> result(size);
+  T* to = result.data();
+  for (const Buffer<T>* part : parts) to = std::copy_n(part->data(), part->size(), to);
+  return result;
+}
+
 // Counts a case, and a failure if it is one.
 void report(const std::string& name, bool passed);
 
@@ -96,10 +108,13 @@ bool same_bits(const Buffer<T>& a, const Buffer<T>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.bytes()) == 0;
 }
 
-// Rounding of sums of some thousand products, relative to the largest result. A convolution that
-// may run by Winograd in single precision is allowed what its own contract allows.
+// Rounding of sums of some thousand products, relative to the largest result.
 template <class T>
 constexpr double kTolerance = sizeof(T) == 8 ? 1e-13 : 1e-5;
+
+// What a convolution is allowed that may run by Winograd's method in single precision, with what
+// follows from it.
+constexpr double kWinogradTolerance = 1e-4;
 
 // run(parallel) calls a kernel and gives its output. It must be near `wanted` and bitwise the same
 // under every schedule.

@@ -17,6 +17,7 @@ struct Case {
   std::vector<int64_t> rows = {0};
   bool shared = false;  // one set of images for all architectures
   int64_t gap = 0;      // elements between pixels
+  bool winograd = false;
 };
 
 // Values of [architectures, N, H, W, C]; the pixels lie `gap` elements apart, nothing behind the
@@ -91,6 +92,7 @@ GatherConvParams params_of(const Geometry& g, const Buffer<int64_t>& rows, ConvP
   GatherConvParams p{};
   p.pass = pass;
   p.depthwise = g.c.depthwise;
+  p.winograd = g.c.winograd;
   p.double_precision = sizeof(T) == 8;
   p.rows = p.slots = rows.data();
   p.slot_count = g.sets;
@@ -146,36 +148,46 @@ void convolve(Isa isa, const Case& c, const std::string& name) {
     to_weight[static_cast<size_t>(w)] += static_cast<double>(output[o]) * input[i];
   });
 
+  const double tolerance = c.winograd && sizeof(T) == 4 ? kWinogradTolerance : kTolerance<T>;
   bool gaps = true;
-  check<T>(name + ", forward", forward, [&](const Parallel& parallel) {
-    GatherConvParams p = params_of<T>(g, rows, ConvPass::forward, parallel);
-    Buffer<T> result(output.size());
-    p.input = input.data();
-    p.weight = weight.data();
-    p.output = result.data();
-    call(isa, p);
-    gaps &= zero_gaps(g.output, result);
-    return result;
-  });
-  check<T>(name + ", input gradient", to_input, [&](const Parallel& parallel) {
-    GatherConvParams p = params_of<T>(g, rows, ConvPass::backward_input, parallel);
-    Buffer<T> result(input.size());
-    p.input = result.data();
-    p.weight = weight.data();
-    p.output = output.data();
-    call(isa, p);
-    gaps &= zero_gaps(g.input, result);
-    return result;
-  });
-  check<T>(name + ", weight gradient", to_weight, [&](const Parallel& parallel) {
-    GatherConvParams p = params_of<T>(g, rows, ConvPass::backward_weight, parallel);
-    Buffer<T> result(weight.size());
-    p.input = input.data();
-    p.output = output.data();
-    p.weight_grad = result.data();
-    call(isa, p);
-    return result;
-  });
+  check<T>(
+      name + ", forward", forward,
+      [&](const Parallel& parallel) {
+        GatherConvParams p = params_of<T>(g, rows, ConvPass::forward, parallel);
+        Buffer<T> result(output.size());
+        p.input = input.data();
+        p.weight = weight.data();
+        p.output = result.data();
+        call(isa, p);
+        gaps &= zero_gaps(g.output, result);
+        return result;
+      },
+      tolerance);
+  check<T>(
+      name + ", input gradient", to_input,
+      [&](const Parallel& parallel) {
+        GatherConvParams p = params_of<T>(g, rows, ConvPass::backward_input, parallel);
+        Buffer<T> result(input.size());
+        p.input = result.data();
+        p.weight = weight.data();
+        p.output = output.data();
+        call(isa, p);
+        gaps &= zero_gaps(g.input, result);
+        return result;
+      },
+      tolerance);
+  check<T>(
+      name + ", weight gradient", to_weight,
+      [&](const Parallel& parallel) {
+        GatherConvParams p = params_of<T>(g, rows, ConvPass::backward_weight, parallel);
+        Buffer<T> result(weight.size());
+        p.input = input.data();
+        p.output = output.data();
+        p.weight_grad = result.data();
+        call(isa, p);
+        return result;
+      },
+      tolerance);
   report(name + ", nothing is written between pixels", gaps);
 }
 
@@ -201,6 +213,11 @@ const std::vector<Case> kCases = {
     {2, 5, 18, 6, 5, 3, 1, false, {0, 1}, false, 3},
     {2, 18, 18, 6, 5, 3, 1, true, {1, 0}, true, 2},
     {2, 18, 9, 4, 5, 1, 1, false, {1, 1}, false, 1},
+    {1, 16, 16, 32, 32, 3, 1, false, {0}, false, 0, true},
+    {4, 64, 64, 8, 8, 3, 1, false, {0}, false, 0, true},
+    {3, 32, 48, 9, 11, 3, 1, false, {1, 0, 1}, false, 0, true},
+    {3, 16, 32, 13, 7, 3, 1, false, {0, 1}, true, 0, true},
+    {4, 19, 21, 10, 10, 3, 1, false, {0}, false, 2, true},
 };
 
 const Operation operation("gather_conv", [](Isa isa) {
