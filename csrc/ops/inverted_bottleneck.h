@@ -1,24 +1,27 @@
 #pragma once
 #include <cstdint>
 
+#include "../parts/isa.h"
 #include "../parts/parallel.h"
 
 // inverted_bottleneck: identity, or expand 1 x 1 - depthwise R x R - project 1 x 1, each with an
-// affine batch norm, ReLU behind the first two, residual where the shapes agree. Until a kernel
-// fulfils this contract the operation is composed in cwkernels/ops/inverted_bottleneck.py.
+// affine batch norm, ReLU behind the first two, residual where the shapes agree.
 // Shape comments: A architectures, N images each, C input, E hidden, K output channels, H x W input
-// and H' x W' output pixels, S rows in a bank. Images are channels-last; strides are in elements.
+// and H' x W' output pixels, S rows in a bank, U distinct rows that were read. Images are dense and
+// channels-last.
 namespace cwkernels {
 
 // 3 of k3 e3, 3 of k5 e6, a strided identity's projection.
 constexpr int kBottleneckConvolutions = 7;
+constexpr int kBottleneckProjection = 6;
 
 enum class BottleneckCode : int64_t { identity, k3_e3, k5_e6 };
 
 struct InvertedBottleneckParams {
   const void* input;         // [A or 1, N, H, W, C]
   const int64_t* selection;  // [A, 2]: operation code and row
-  // [S, E, C, 1, 1], [S, E, 1, R, R], [S, K, E, 1, 1]
+  // [S, E, C, 1, 1], [S, E, 1, R, R], [S, K, E, 1, 1]; the last one null in a layer that keeps the
+  // shape
   const void* weights[kBottleneckConvolutions];
   const void* scales[kBottleneckConvolutions];        // [S, channels]
   const void* shifts[kBottleneckConvolutions];        // [S, channels]
@@ -26,25 +29,46 @@ struct InvertedBottleneckParams {
   const void* running_var[kBottleneckConvolutions];   // [S, channels], read in evaluation
 
   void* output;      // [A, N, H', W', K]
-  void* statistics;  // [A, 2, 2 E' + K], E' of the widest candidate; zero where nothing ran
-  void* expanded;    // per architecture [N, H, W, E] raw, kept for backward; null: recompute
-  void* filtered;    // per architecture [N, H', W', E] raw, kept for backward; null: recompute
-  void* projected;   // per architecture [N, H', W', K] raw, kept for backward
+  void* statistics;  // [A, 2, 2 E' + K], E' of the widest candidate; written where something ran
+  // Kept for backward, each architecture's behind the one before (bottleneck_kept): raw
+  // [N, H, W, E] expanded and [N, H', W', E] filtered unless recomputed, [N, H', W', K] projected.
+  void* kept;  // null: nothing is kept
 
-  // backward
+  // backward; grad_output says that it is
   const void* grad_output;                      // [A, N, H', W', K]
   void* grad_input;                             // [A or 1, N, H, W, C]
-  void* grad_weights[kBottleneckConvolutions];  // [U, ...], one per distinct row
+  void* grad_weights[kBottleneckConvolutions];  // [U, ...], one per distinct row; null: not needed
   void* grad_scales[kBottleneckConvolutions];   // [U, channels]
   void* grad_shifts[kBottleneckConvolutions];   // [U, channels]
+  const int64_t* slots;                         // [A]: the place of the row among the distinct ones
 
   int64_t input_architecture_stride;  // 0: images shared by all architectures
   int64_t architectures, images, input_channels, output_channels;
   int64_t hidden_channels[2];  // of k3 e3 and of k5 e6
+  int64_t kernel_size[2];      // of their depthwise convolutions
   int64_t height, width, stride;
   double eps;
-  bool training;      // normalise by batch statistics, each architecture's own
+  bool training;   // normalise by batch statistics, each architecture's own
+  bool recompute;  // the hidden tensors are not kept but computed again
+  bool double_precision;
   Parallel parallel;  // CPU only
+  void* workspace;    // CPU only: inverted_bottleneck_workspace(params) bytes, 64-byte aligned
 };
 
+inline int64_t bottleneck_side(int64_t side, int64_t stride) { return (side - 1) / stride + 1; }
+
+// The elements that an architecture with this code keeps for backward.
+inline int64_t bottleneck_kept(const InvertedBottleneckParams& p, int64_t code) {
+  const int64_t output_pixels =
+      p.images * bottleneck_side(p.height, p.stride) * bottleneck_side(p.width, p.stride);
+  const int64_t projected = output_pixels * p.output_channels;
+  if (code == 0) return p.weights[kBottleneckProjection] ? projected : 0;
+  if (p.recompute) return projected;
+  const int64_t hidden = p.hidden_channels[code - 1];
+  return (p.images * p.height * p.width + output_pixels) * hidden + projected;
+}
+
 }  // namespace cwkernels
+
+CWK_DECLARE_CPU(int64_t inverted_bottleneck_workspace(const InvertedBottleneckParams& params))
+CWK_DECLARE_CPU(void inverted_bottleneck(const InvertedBottleneckParams& params))

@@ -4,7 +4,9 @@
 // What kernels do to a value as they read it: rectify, normalise, or turn the gradient of a
 // normalised value into that of the raw one. A loader gives the vector of channels from `c` on of
 // the pixel whose channels begin `at` elements into the tensor; `left` is how many channels there
-// are from `c` on, and lanes past them are zero.
+// are from `c` on, and lanes past them are zero. `prefetch` asks for what that will read. For a run
+// of pixels at the same channels, `channel` gives a function of `at` alone, with the coefficients
+// in registers, which a store between the pixels does not have read again.
 namespace cwkernels::CWK_ISA {
 
 // The first `count` lanes, zeros behind: for a last vector that is not full.
@@ -24,6 +26,12 @@ template <class T>
 CWK_INLINE void store_channels(T* p, Vector<T> v, int64_t left) {
   if (left >= kLanes<T>) return store(p, v);
   store_part(p, v, left);
+}
+
+// Whether all vectors of pixels of `channels` channels from `p` on are whole and aligned.
+template <class T>
+CWK_INLINE bool streams(const T* p, int64_t channels) {
+  return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0 && channels % kLanes<T> == 0;
 }
 
 // Keeps NaN, as torch's does.
@@ -48,6 +56,10 @@ struct Norm {
   CWK_INLINE Vector<T> operator()(Vector<T> raw, int64_t c) const {
     return (raw - load(mean + c)) * load(scale + c) + load(shift + c);
   }
+  CWK_INLINE auto channel(int64_t c) const {
+    const Vector<T> m = load(mean + c), s = load(scale + c), b = load(shift + c);
+    return [=](Vector<T> raw) CWK_INLINE_LAMBDA { return (raw - m) * s + b; };
+  }
 };
 
 // gradient of raw = grad * scale + (raw - mean) * slope + offset.
@@ -61,6 +73,12 @@ struct NormBackward {
   CWK_INLINE Vector<T> operator()(Vector<T> grad, Vector<T> raw, int64_t c) const {
     return grad * load(scale + c) + ((raw - load(mean + c)) * load(slope + c) + load(offset + c));
   }
+  CWK_INLINE auto channel(int64_t c) const {
+    const Vector<T> m = load(mean + c), s = load(scale + c), k = load(slope + c);
+    const Vector<T> b = load(offset + c);
+    return [=](Vector<T> grad, Vector<T> raw)
+               CWK_INLINE_LAMBDA { return grad * s + ((raw - m) * k + b); };
+  }
 };
 
 template <class T>
@@ -72,6 +90,11 @@ struct LoadPlain {
   CWK_INLINE Vector<T> operator()(int64_t at, int64_t c, int64_t left) const {
     return load_channels(data + at + c, left);
   }
+  CWK_INLINE auto channel(int64_t c, int64_t left) const {
+    return [=, from = data + c](int64_t at)
+               CWK_INLINE_LAMBDA { return load_channels(from + at, left); };
+  }
+  CWK_INLINE void prefetch(int64_t at) const { CWK_ISA::prefetch(data + at); }
 };
 
 template <class T>
@@ -84,6 +107,11 @@ struct LoadNormalized {
   CWK_INLINE Vector<T> operator()(int64_t at, int64_t c, int64_t left) const {
     return norm(load_channels(data + at + c, left), c);
   }
+  CWK_INLINE auto channel(int64_t c, int64_t left) const {
+    return [=, from = data + c, own = norm.channel(c)](int64_t at)
+               CWK_INLINE_LAMBDA { return own(load_channels(from + at, left)); };
+  }
+  CWK_INLINE void prefetch(int64_t at) const { CWK_ISA::prefetch(data + at); }
 };
 
 template <class T, class Inner>
@@ -95,6 +123,11 @@ struct LoadRectified {
   CWK_INLINE Vector<T> operator()(int64_t at, int64_t c, int64_t left) const {
     return rectify<T>(inner(at, c, left));
   }
+  CWK_INLINE auto channel(int64_t c, int64_t left) const {
+    return [own = inner.channel(c, left)](int64_t at)
+               CWK_INLINE_LAMBDA { return rectify<T>(own(at)); };
+  }
+  CWK_INLINE void prefetch(int64_t at) const { inner.prefetch(at); }
 };
 
 // The average of 2 x 2 pixels, the first of which is addressed.
@@ -124,6 +157,16 @@ struct LoadNormGradient {
   CWK_INLINE Vector<T> operator()(int64_t at, int64_t c, int64_t left) const {
     return backward(load_channels(grad + at + c, left), load_channels(raw + at + c, left), c);
   }
+  CWK_INLINE auto channel(int64_t c, int64_t left) const {
+    return [=, from = grad + c, value = raw + c, own = backward.channel(c)](int64_t at)
+               CWK_INLINE_LAMBDA {
+                 return own(load_channels(from + at, left), load_channels(value + at, left));
+               };
+  }
+  CWK_INLINE void prefetch(int64_t at) const {
+    CWK_ISA::prefetch(grad + at);
+    CWK_ISA::prefetch(raw + at);
+  }
 };
 
 // The same where the normalised value was rectified: the gradient passes where it was positive.
@@ -140,6 +183,10 @@ struct LoadRectifiedNormGradient {
     const Vector<T> value = load_channels(raw + at + c, left);
     const Vector<T> passed = load_channels(grad + at + c, left);
     return backward(norm(value, c) <= Vector<T>{} ? Vector<T>{} : passed, value, c);
+  }
+  CWK_INLINE void prefetch(int64_t at) const {
+    CWK_ISA::prefetch(grad + at);
+    CWK_ISA::prefetch(raw + at);
   }
 };
 

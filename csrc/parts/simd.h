@@ -10,8 +10,14 @@
 
 #define CWK_INLINE inline __attribute__((always_inline))
 // For the function that holds a kernel's loops: inlines all that is called in it, lambdas too.
-// Without it the compiler calls the long ones, with the accumulators in memory.
+// Without it the compiler calls the long ones, with the accumulators in memory. A build with
+// sanitizers defines it as nothing: one function of all loops takes minutes to compile there.
+#ifndef CWK_FLATTEN
 #define CWK_FLATTEN __attribute__((flatten))
+#endif
+
+// The same behind a lambda's parameters.
+#define CWK_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace cwkernels::CWK_ISA {
 
@@ -55,11 +61,44 @@ CWK_INLINE void store(T* p, Vector<T> v) {
   *reinterpret_cast<typename VectorOf<T>::unaligned*>(p) = v;
 }
 
+// Stores past the caches what is not read again soon, without reading its cache line first; `p` is
+// aligned to a vector. `drain` before another thread may read it.
+#ifdef __x86_64__
+CWK_INLINE void stream(float* p, Vector<float> v) {
+#if defined(__AVX512F__)
+  __builtin_ia32_movntps512(p, v);
+#elif defined(__AVX2__)
+  __builtin_ia32_movntps256(p, v);
+#else
+  __builtin_ia32_movntps(p, v);
+#endif
+}
+CWK_INLINE void stream(double* p, Vector<double> v) {
+#if defined(__AVX512F__)
+  __builtin_ia32_movntpd512(p, v);
+#elif defined(__AVX2__)
+  __builtin_ia32_movntpd256(p, v);
+#else
+  __builtin_ia32_movntpd(p, v);
+#endif
+}
+CWK_INLINE void drain() { __builtin_ia32_sfence(); }
+#else
+template <class T>
+CWK_INLINE void stream(T* p, Vector<T> v) {
+  store(p, v);
+}
+CWK_INLINE void drain() {}
+#endif
+
 // The first `count` lanes only: for a last vector that is not full.
 template <class T>
 CWK_INLINE void store_part(T* p, Vector<T> v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = v[i];
 }
+
+// Asks for the cache line at `p`, which need not exist, in L2 and L1.
+CWK_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 
 // Subtracting zero is the identity, adding it is not (of -0), so this alone folds to a broadcast.
 template <class T>

@@ -7,34 +7,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cwkernels.ops import _library  # noqa: F401
+from cwkernels.ops._autograd import Differentiable
 from cwkernels.ops._bottleneck_plan import (
     NUM_CODES,
     PROJECTION,
-    Convolution,
     bank_shapes,
     chain_of,
     has_residual,
     statistics_slice,
     statistics_width,
 )
-from cwkernels.ops._compact import (
-    BankGradients,
-    bank_gradients,
-    first_order_only,
-    one_row,
-    select_row,
-)
-from cwkernels.ops._images import Slots, batches_of, channels_last, images_of, sum_shared
-from cwkernels.ops._norm import (
-    Norm,
-    batch_statistics,
-    check_batch,
-    normalize,
-    normalize_backward,
-    reference_normalize,
-    stack,
-)
+from cwkernels.ops._compact import bank_gradients, first_order_only, select_row
+from cwkernels.ops._images import batches_of, channels_last, images_of
+from cwkernels.ops._library import register_fake
+from cwkernels.ops._norm import Norm, check_batch, reference_normalize
 from cwkernels.ops.backend import current_backend
 
 __all__ = ["inverted_bottleneck", "reference", "statistics_slice"]
@@ -84,7 +70,7 @@ def inverted_bottleneck(
     Returns:
         The output, with A in front if the selection has it, channels-last; and the statistics
         [..., 2, width], mean and biased variance, laid out by `statistics_slice`, zero where
-        nothing was convolved.
+        nothing was convolved and in evaluation, which measures nothing.
 
     Raises:
         ValueError: if shapes or dtypes do not fit together, for another stride, or if a code or row
@@ -102,7 +88,10 @@ def inverted_bottleneck(
     if current_backend() == "reference":
         output, statistics = reference(images, choices, groups, stride, training, eps, dense_grad)
     else:
-        output, statistics = torch.ops.cwkernels.inverted_bottleneck(
+        # A graph cannot read what the kernels then check.
+        if not torch.compiler.is_compiling():
+            _choices(choices, weights)
+        output, statistics = _inverted_bottleneck(
             images,
             choices,
             *groups,
@@ -173,7 +162,7 @@ def _check(
 
 
 def _choices(selection: Tensor, weights: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """Codes and rows as integers, checked where they are read: a graph cannot read them."""
+    """Codes and rows as integers."""
     choices: list[tuple[int, int]] = [(code, row) for code, row in selection.tolist()]
     for code, row in choices:
         for name, value, end in (("code", code, NUM_CODES), ("row", row, weights[0].shape[0])):
@@ -205,10 +194,11 @@ def reference(
             )
             padding = weight.shape[-1] // 2
             raw = F.conv2d(value, weight, None, conv.stride, padding, groups=conv.groups)
-            variance, mean = torch.var_mean(raw.detach(), (0, 2, 3), correction=0)
-            statistics[:, statistics_slice(weights, i)] = torch.stack([mean, variance])
-            used = statistics[:, statistics_slice(weights, i)]
-            if not training:
+            if training:
+                variance, mean = torch.var_mean(raw.detach(), (0, 2, 3), correction=0)
+                used = torch.stack([mean, variance])
+                statistics[:, statistics_slice(weights, i)] = used
+            else:
                 used = torch.stack([running_mean[i][row], running_var[i][row]])
             value = reference_normalize(raw, Norm(used, scale, shift), training, eps)
             value = F.relu(value) if conv.relu else value
@@ -217,130 +207,14 @@ def reference(
     return torch.stack(outputs), torch.stack(all_statistics)
 
 
-def _convolve(images: Tensor, weights: list[Tensor], conv: Convolution, row: int) -> Tensor:
-    output: Tensor = torch.ops.cwkernels.gather_conv(
-        images[None],
-        weights[conv.bank],
-        one_row(row),
-        conv.stride,
-        conv.groups,
-        False,
-    )
-    return output[0]
+def _output_like(images: Tensor, a: int, weights: list[Tensor], stride: int) -> Tensor:
+    _, n, _, height, width = images.shape
+    size = (a, n, (height - 1) // stride + 1, (width - 1) // stride + 1, weights[2].shape[1])
+    return images.new_empty(size).permute(0, 1, 4, 2, 3)
 
 
-def _activate(raw: Tensor, norm: Norm, conv: Convolution, eps: float) -> Tensor:
-    value = normalize(raw, norm, eps)
-    return value.relu_() if conv.relu else value
-
-
-class _Layer:
-    """The banks of a layer and how it runs: what forward and backward share."""
-
-    def __init__(
-        self,
-        weights: list[Tensor],
-        scales: list[Tensor],
-        shifts: list[Tensor],
-        running_mean: list[Tensor],
-        running_var: list[Tensor],
-        stride: int,
-        training: bool,
-        eps: float,
-    ) -> None:
-        self.weights = weights
-        self.scales = scales
-        self.shifts = shifts
-        self.running_mean = running_mean
-        self.running_var = running_var
-        self.stride = stride
-        self.training = training
-        self.eps = eps
-
-    def norm(self, bank: int, row: int, measured: Tensor) -> Norm:
-        """What normalises a bank's output: `measured` [2, width] in training."""
-        if self.training:
-            statistics = measured[:, statistics_slice(self.weights, bank)]
-        else:
-            statistics = torch.stack([self.running_mean[bank][row], self.running_var[bank][row]])
-        return Norm(statistics, self.scales[bank][row], self.shifts[bank][row])
-
-    def raw_shapes(self, shape: torch.Size, code: int) -> list[torch.Size]:
-        """What each convolution of a choice gives for images of `shape`."""
-        n, _, height, width = shape
-        shapes = []
-        for conv in chain_of(code, self.weights, self.stride):
-            height, width = ((side - 1) // conv.stride + 1 for side in (height, width))
-            shapes.append(torch.Size((n, self.weights[conv.bank].shape[1], height, width)))
-        return shapes
-
-    def kept_shapes(self, shape: torch.Size, code: int, recompute: bool) -> list[torch.Size]:
-        """What is kept of those, the last ones."""
-        shapes = self.raw_shapes(shape, code)
-        return shapes[-1:] if recompute else shapes
-
-    def forward(
-        self, images: Tensor, code: int, row: int, kept: list[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Output and statistics [2, width]; the last raw tensors are copied into `kept`."""
-        measured = images.new_zeros((2, statistics_width(self.weights)))
-        value = images
-        chain = chain_of(code, self.weights, self.stride)
-        slots = [None] * (len(chain) - len(kept)) + kept
-        for conv, slot in zip(chain, slots, strict=True):
-            raw = _convolve(value, self.weights, conv, row)
-            measured[:, statistics_slice(self.weights, conv.bank)] = batch_statistics(raw)
-            value = _activate(raw, self.norm(conv.bank, row, measured), conv, self.eps)
-            if slot is not None:
-                slot.copy_(raw)
-        if has_residual(code, self.weights, self.stride):
-            value += images
-        return value, measured
-
-    def backward(
-        self,
-        grad: Tensor,
-        images: Tensor,
-        choice: tuple[int, int],
-        measured: Tensor,
-        kept: list[Tensor],
-        gradients: tuple[BankGradients, BankGradients, BankGradients],
-    ) -> Tensor:
-        """The gradient of the images; those of the banks go into `gradients`."""
-        code, row = choice
-        chain = chain_of(code, self.weights, self.stride)
-        norms = [self.norm(conv.bank, row, measured) for conv in chain]
-        loaded, known = [images], []
-        slots = [None] * (len(chain) - len(kept)) + kept
-        for i, (conv, raw) in enumerate(zip(chain, slots, strict=True)):
-            known.append(_convolve(loaded[i], self.weights, conv, row) if raw is None else raw)
-            if i + 1 < len(chain):
-                loaded.append(_activate(known[i], norms[i], conv, self.eps))
-        incoming = grad.contiguous(memory_format=torch.channels_last)
-        for i, conv in reversed(list(enumerate(chain))):
-            if conv.relu:
-                incoming = torch.ops.aten.threshold_backward(incoming, loaded[i + 1], 0)
-            normed = normalize_backward(incoming, known[i], norms[i], self.training, self.eps)
-            weight, scale, shift = gradients
-            if normed.scale is not None and normed.shift is not None:
-                scale.add(conv.bank, row, normed.scale[None])
-                shift.add(conv.bank, row, normed.shift[None])
-            weight.add_convolution(
-                conv.bank, row, normed.input, loaded[i], conv.stride, conv.groups
-            )
-            incoming = torch.ops.cwkernels.gather_conv_backward_input(
-                normed.input[None],
-                self.weights[conv.bank],
-                one_row(row),
-                [1, *loaded[i].shape],
-                conv.stride,
-                conv.groups,
-            )[0]
-        return incoming + grad if has_residual(code, self.weights, self.stride) else incoming
-
-
-@torch.library.custom_op("cwkernels::inverted_bottleneck", mutates_args=())
-def _inverted_bottleneck(
+@register_fake("inverted_bottleneck")
+def _(
     images: Tensor,
     selection: Tensor,
     weights: list[Tensor],
@@ -355,50 +229,14 @@ def _inverted_bottleneck(
     dense_grad: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    layer = _Layer(weights, scales, shifts, running_mean, running_var, stride, training, eps)
-    choices = _choices(selection, weights)
-    shapes = [
-        layer.kept_shapes(images.shape[1:], code, recompute) if keep else [] for code, _ in choices
-    ]
-    kept = images.new_empty(sum(shape.numel() for own in shapes for shape in own))
-    slots = Slots(kept)
-    outputs, statistics = [], []
-    for a, (code, row) in enumerate(choices):
-        own = images_of(images, a)
-        output, measured = layer.forward(own, code, row, [slots.next(s) for s in shapes[a]])
-        # An output of the operation may not be one of its inputs.
-        outputs.append(output.clone() if output is own else output)
-        statistics.append(measured)
-    return stack(outputs), torch.stack(statistics), kept
-
-
-def _output_like(images: Tensor, a: int, weights: list[Tensor], stride: int) -> Tensor:
-    _, n, _, height, width = images.shape
-    size = (a, n, (height - 1) // stride + 1, (width - 1) // stride + 1, weights[2].shape[1])
-    return images.new_empty(size).permute(0, 1, 4, 2, 3)
-
-
-@_inverted_bottleneck.register_fake
-def _(
-    images: Tensor,
-    selection: Tensor,
-    weights: list[Tensor],
-    scales: list[Tensor],
-    shifts: list[Tensor],
-    running_mean: list[Tensor],
-    running_var: list[Tensor],
-    stride: int,
-    *options: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
     a = selection.shape[0]
     statistics = images.new_empty((a, 2, statistics_width(weights)))
-    keep = options[-1]
     kept = images.new_empty(torch.library.get_ctx().new_dynamic_size(min=0) if keep else 0)
     return _output_like(images, a, weights, stride), statistics, kept
 
 
-@torch.library.custom_op("cwkernels::inverted_bottleneck_backward", mutates_args=())
-def _inverted_bottleneck_backward(
+@register_fake("inverted_bottleneck_backward")
+def _(
     grad: Tensor,
     images: Tensor,
     selection: Tensor,
@@ -414,43 +252,6 @@ def _inverted_bottleneck_backward(
     eps: float,
     recompute: bool,
     need_weights: bool,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    layer = _Layer(weights, scales, shifts, running_mean, running_var, stride, training, eps)
-    gradients = (
-        BankGradients(weights, need_weights),
-        BankGradients(scales, True),
-        BankGradients(shifts, True),
-    )
-    image_grads = []
-    slots = Slots(kept)
-    for a, (code, row) in enumerate(selection.tolist()):
-        shapes = layer.kept_shapes(images.shape[1:], code, recompute)
-        own_grad = layer.backward(
-            grad[a],
-            images_of(images, a),
-            (code, row),
-            statistics[a],
-            [slots.next(shape) for shape in shapes],
-            gradients,
-        )
-        image_grads.append(own_grad if shapes else own_grad.clone())
-    rows, values = [], []
-    for group in gradients:
-        group_rows, group_values = group.results()
-        rows += group_rows
-        values += group_values
-    return sum_shared(image_grads, images), rows, values
-
-
-@_inverted_bottleneck_backward.register_fake
-def _(
-    grad: Tensor,
-    images: Tensor,
-    selection: Tensor,
-    weights: list[Tensor],
-    scales: list[Tensor],
-    shifts: list[Tensor],
-    *others: Any,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     context = torch.library.get_ctx()
     banks = [*weights, *scales, *shifts]
@@ -495,4 +296,4 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     return grad_images, None, *grads, none, none, None, None, None, None, None, None
 
 
-_inverted_bottleneck.register_autograd(_backward, setup_context=_setup_context)
+_inverted_bottleneck = Differentiable("inverted_bottleneck", _backward, _setup_context)

@@ -116,6 +116,31 @@ def test_small_integers_are_exact(stride: int, device: torch.device) -> None:
         assert_bitwise(name, result, expected.float())
 
 
+WITHOUT_GRADIENTS = {
+    "residual": Layer(),
+    "strided": Layer(5, 6, stride=2),
+    "first_candidate_wider": Layer(4, 3, expansions=(6, 2)),
+    "one_row": Layer(stride=2, height=1, width=5),
+    "many_images": Layer(3, 5, images=9, height=9, width=4),
+    "many_pixels": Layer(4, 4, images=2, height=13, width=17),
+    "whole_vectors": Layer(32, 32, images=5, height=4, width=4),
+    "many_blocks": Layer(48, 64, stride=2, images=3, height=8, width=8),
+}
+
+
+@pytest.mark.parametrize("code", [K3_E3, K5_E6])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layer", WITHOUT_GRADIENTS.values(), ids=WITHOUT_GRADIENTS)
+def test_without_gradients(layer: Layer, code: int, training: bool, device: torch.device) -> None:
+    # In evaluation the hidden tensors are never written then.
+    layer = replace(layer, training=training)
+    selection = torch.tensor([[code, 2], [code, 0]])
+    with torch.no_grad():
+        results = evaluate(run(layer, selection), layer.inputs(), {})
+    expected = expect(stock(layer, selection), layer.inputs(), {})
+    assert_as_close(results, expected, terms={"": 6 * layer.in_channels * 25})
+
+
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 def test_recompute_changes_no_bit(layer: Layer, device: torch.device) -> None:
     inputs, gradient = layer.inputs(), cotangents(layer, FIVE)
@@ -166,7 +191,7 @@ def test_an_architecture_does_not_depend_on_the_others(
                 assert all_of is not None
                 assert result is not None
                 assert_bitwise(f"{name}[{a}]", all_of[a], result)
-            for bank in chain(int(chosen[0]), layer):
+            for bank in chain(int(chosen[0]), layer) if training else ():
                 result = alone[f"statistics of bank {bank} for 0"]
                 statistics = together[f"statistics of bank {bank} for {a}"]
                 assert statistics is not None

@@ -120,6 +120,29 @@ def test_layout_of_the_statistics(code: int, backend: Backend) -> None:
     assert torch.equal(statistics[1] != 0, measured)
 
 
+@BACKENDS
+@LAYERS
+@pytest.mark.usefixtures("poisoned")
+def test_evaluation_measures_nothing(layer: Layer, backend: Backend) -> None:
+    tensors = layer.inputs()
+    weights, scales, shifts = layer.banks(tensors)
+    running_mean, running_var = layer.running()
+    with ops.backend(backend):
+        _, statistics = ops.inverted_bottleneck(
+            tensors["input"],
+            torch.tensor([[K5_E6, 2], [IDENTITY, 0]]),
+            weights,
+            scales,
+            shifts,
+            running_mean,
+            running_var,
+            stride=layer.stride,
+            training=False,
+        )
+    assert statistics.shape == (2, 2, 2 * 6 * layer.in_channels + layer.out_channels)
+    assert not statistics.any()
+
+
 @CODES
 @BACKENDS
 @LAYERS
@@ -170,9 +193,14 @@ def test_what_is_frozen_gets_no_gradient(group: str, backend: Backend) -> None:
     assert_within("float32 network", group, grads[group].to_dense(), expected.to_dense())
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_no_gradient_is_recorded_in(mode: type[torch.no_grad]) -> None:
-    layer, selection = Layer(), torch.tensor([K3_E3, 1])
+@pytest.mark.parametrize("channels", [4, 48])
+def test_no_gradient_is_recorded_in(
+    mode: type[torch.no_grad], training: bool, channels: int, device: torch.device
+) -> None:
+    # Bit for bit the same, however the sums are cut where the hidden tensors are not written.
+    layer, selection = Layer(channels, channels, training=training), torch.tensor([K5_E6, 1])
     inputs = {name: tensor.requires_grad_() for name, tensor in layer.inputs().items()}
     with mode():
         quiet = run(layer, selection)(inputs)["output"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -77,16 +77,22 @@ class Layer:
 
     def running(self, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor]]:
         """Running means and variances."""
-        shapes = [shape[:2] for shape in self.weight_shapes]
-        mean = [dense_random(*shape, seed=50 + i).to(dtype) for i, shape in enumerate(shapes)]
-        var = [dense_random(*shape, seed=70 + i).abs().add(0.5) for i, shape in enumerate(shapes)]
-        return mean, [v.to(dtype) for v in var]
+        mean, var = _draw_running(self, dtype)
+        return list(mean), list(var)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
         """Of one architecture."""
         size = ((side - 1) // self.stride + 1 for side in (self.height, self.width))
         return (self.images, self.out_channels, *size)
+
+
+@cache  # drawing them would be a good part of a benchmark's small calls
+def _draw_running(layer: Layer, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    shapes = [shape[:2] for shape in layer.weight_shapes]
+    mean = [dense_random(*shape, seed=50 + i).to(dtype) for i, shape in enumerate(shapes)]
+    var = [dense_random(*shape, seed=70 + i).abs().add(0.5) for i, shape in enumerate(shapes)]
+    return mean, [v.to(dtype) for v in var]
 
 
 def chain(code: int, layer: Layer) -> list[int]:
@@ -97,7 +103,7 @@ def chain(code: int, layer: Layer) -> list[int]:
 
 
 def run(layer: Layer, selection: Tensor) -> Function:
-    """The operation; its statistics are given by bank, as it lays them out."""
+    """The operation; its statistics are given by bank, as it lays them out, if it measures any."""
 
     def function(tensors: Tensors) -> Tensors:
         input = tensors["input"]
@@ -118,7 +124,7 @@ def run(layer: Layer, selection: Tensor) -> Function:
         results = {"output": output}
         for a, (code, _) in enumerate(selection.reshape(-1, 2).tolist()):
             own = statistics.reshape(-1, *statistics.shape[-2:])[a]
-            for bank in chain(code, layer):
+            for bank in chain(code, layer) if layer.training else ():
                 results |= named_statistics(a, bank, own[:, statistics_slice(weights, bank)])
         return results
 
@@ -145,7 +151,7 @@ def stock(layer: Layer, selection: Tensor, *, statistics_too: bool = True) -> Fu
             stride = layer.stride if depthwise or code == IDENTITY else 1
             groups = weight.shape[0] if depthwise else 1
             raw = F.conv2d(value, weight, None, stride, weight.shape[-1] // 2, groups=groups)
-            if statistics_too:
+            if statistics_too and layer.training:
                 measured[bank] = statistics_of(raw)
             mean, variance = (None, None)
             if not layer.training:

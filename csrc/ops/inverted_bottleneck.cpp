@@ -1,0 +1,289 @@
+#include "inverted_bottleneck.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../binding/checks.h"
+#include "../binding/cpu.h"
+#include "../binding/images.h"
+#include "../binding/workspace.h"
+
+namespace cwkernels {
+namespace {
+
+using torch::headeronly::ScalarType;
+using Tensors = std::vector<Tensor>;
+using Shape = std::vector<int64_t>;
+
+const char* const kName = "inverted_bottleneck";
+
+std::string sizes(const Shape& shape) {
+  std::string text = "[";
+  for (size_t d = 0; d < shape.size(); ++d) text += (d ? ", " : "") + std::to_string(shape[d]);
+  return text + "]";
+}
+
+Shape shape_of(const Tensor& tensor) {
+  Shape shape;
+  for (int64_t d = 0; d < tensor.dim(); ++d) shape.push_back(tensor.size(d));
+  return shape;
+}
+
+Tensor dense(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// A call's tensors, dense in memory, and its params, which point into them.
+struct Call {
+  Tensor input, selection;
+  std::array<Tensors, 5> groups;  // weights, scales, shifts, running mean and variance
+  InvertedBottleneckParams params;
+
+  const Tensors& weights() const { return groups[0]; }
+};
+
+void check_images(const Tensor& images, const Tensor& selection) {
+  const auto dtype = images.scalar_type();
+  CWK_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, kName, "input",
+            "float32 or float64", dtype_name(images));
+  CWK_CHECK(selection.scalar_type() == ScalarType::Long && selection.dim() == 2 &&
+                selection.size(0) > 0 && selection.size(1) == 2,
+            kName, "selection", "int64 [A, 2]", describe(selection));
+  CWK_CHECK(selection.is_cpu(), kName, "selection", "a tensor on the CPU", "one elsewhere");
+  CWK_CHECK(images.dim() == 5 && (images.size(0) == 1 || images.size(0) == selection.size(0)) &&
+                images.size(2) > 0 && images.size(3) > 0 && images.size(4) > 0,
+            kName, "input", "[1 or A, N, C, H, W], at least one channel and one pixel",
+            describe(images));
+}
+
+void check_tensor(const std::string& name, const Tensor& tensor, const Tensor& images,
+                  const Shape& wanted) {
+  CWK_CHECK(tensor.scalar_type() == images.scalar_type() && shape_of(tensor) == wanted, kName, name,
+            dtype_name(images) + (" " + sizes(wanted)),
+            dtype_name(tensor) + (" " + describe(tensor)));
+}
+
+// The shapes that go with sets, channels and kernel sizes of the banks.
+std::vector<Shape> bank_shapes(const Tensors& weights, int64_t stride) {
+  for (size_t i : {0, 1, 2, 3, 4}) {
+    CWK_CHECK(i < weights.size() && weights[i].dim() == 5, kName,
+              "weights[" + std::to_string(i) + "]", "a bank of 5 dimensions", "another");
+  }
+  const int64_t sets = weights[0].size(0), in = weights[0].size(2), out = weights[2].size(1);
+  std::vector<Shape> shapes;
+  for (size_t first : {0, 3}) {
+    const int64_t hidden = weights[first].size(1), size = weights[first + 1].size(4);
+    CWK_CHECK(size == 1 || size == 3 || size == 5 || size == 7, kName, "kernel size",
+              "1, 3, 5 or 7", size);
+    shapes.push_back({sets, hidden, in, 1, 1});
+    shapes.push_back({sets, hidden, 1, size, size});
+    shapes.push_back({sets, out, hidden, 1, 1});
+  }
+  if (stride != 1 || in != out) shapes.push_back({sets, out, in, 1, 1});
+  return shapes;
+}
+
+void check_banks(const Tensor& images, const std::array<Tensors, 5>& groups, int64_t stride,
+                 bool training) {
+  CWK_CHECK(stride == 1 || stride == 2, kName, "stride", "1 or 2", stride);
+  const std::vector<Shape> shapes = bank_shapes(groups[0], stride);
+  CWK_CHECK(images.size(2) == shapes[0][2], kName, "input",
+            std::to_string(shapes[0][2]) + " channels", images.size(2));
+  const char* const names[] = {"weights", "scales", "shifts", "running_mean", "running_var"};
+  for (size_t g = 0; g < (training ? 3 : groups.size()); ++g) {
+    CWK_CHECK(groups[g].size() == shapes.size(), kName, names[g],
+              std::to_string(shapes.size()) + " banks", groups[g].size());
+    for (size_t i = 0; i < shapes.size(); ++i) {
+      check_tensor(std::string(names[g]) + "[" + std::to_string(i) + "]", groups[g][i], images,
+                   g == 0 ? shapes[i] : Shape{shapes[i][0], shapes[i][1]});
+    }
+  }
+}
+
+void check_selection(const Tensor& selection, int64_t sets) {
+  const int64_t* values = static_cast<const int64_t*>(selection.const_data_ptr());
+  for (int64_t i = 0; i < selection.numel(); ++i) {
+    const int64_t end = i % 2 ? sets : 3;
+    CWK_CHECK(values[i] >= 0 && values[i] < end, kName, "selection",
+              (i % 2 ? "a row in [0, " : "a code in [0, ") + std::to_string(end) + ")", values[i]);
+  }
+}
+
+// Checks all and points the params at it; nothing is allocated unless a tensor is not dense.
+Call prepare(const Tensor& images, const Tensor& selection, std::array<Tensors, 5> groups,
+             int64_t stride, bool training, double eps, bool recompute) {
+  check_images(images, selection);
+  check_banks(images, groups, stride, training);
+  Call call{dense_channels_last(images), dense(selection), std::move(groups), {}};
+  check_selection(call.selection, call.weights()[0].size(0));
+  InvertedBottleneckParams& params = call.params;
+  const void** const pointers[] = {params.weights, params.scales, params.shifts,
+                                   params.running_mean, params.running_var};
+  for (size_t g = 0; g < (training ? 3 : call.groups.size()); ++g) {
+    for (size_t i = 0; i < call.groups[g].size(); ++i) {
+      call.groups[g][i] = dense(call.groups[g][i]);
+      pointers[g][i] = call.groups[g][i].const_data_ptr();
+    }
+  }
+  params.input = call.input.const_data_ptr();
+  params.selection = static_cast<const int64_t*>(call.selection.const_data_ptr());
+  params.architectures = selection.size(0);
+  params.images = images.size(1);
+  params.input_channels = images.size(2);
+  params.height = images.size(3);
+  params.width = images.size(4);
+  params.input_architecture_stride = images.size(0) == 1 ? 0 : call.input.stride(0);
+  params.output_channels = call.weights()[2].size(1);
+  for (int64_t i : {0, 1}) {
+    params.hidden_channels[i] = call.weights()[3 * i].size(1);
+    params.kernel_size[i] = call.weights()[3 * i + 1].size(4);
+  }
+  params.stride = stride;
+  params.eps = eps;
+  params.training = training;
+  params.recompute = recompute;
+  params.double_precision = images.scalar_type() == ScalarType::Double;
+  params.parallel = cpu_parallel();
+  return call;
+}
+
+void run(InvertedBottleneckParams& params) {
+  const Isa isa = cpu_isa();
+  const Workspace workspace(CWK_CALL_CPU(isa, inverted_bottleneck_workspace, params));
+  params.workspace = workspace.data();
+  CWK_CALL_CPU(isa, inverted_bottleneck, params);
+}
+
+Tensor new_tensor(const Tensor& like, Shape shape) { return torch::stable::new_empty(like, shape); }
+
+// dense_grad is for autograd, which reads it from the call.
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& images, const Tensor& selection,
+                                           Tensors weights, Tensors scales, Tensors shifts,
+                                           Tensors running_mean, Tensors running_var,
+                                           int64_t stride, bool training, double eps,
+                                           bool recompute, bool /*dense_grad*/, bool keep) {
+  Call call = prepare(images, selection, {weights, scales, shifts, running_mean, running_var},
+                      stride, training, eps, recompute);
+  InvertedBottleneckParams& params = call.params;
+  Tensor output = new_channels_last(images, params.architectures, params.images,
+                                    params.output_channels, bottleneck_side(params.height, stride),
+                                    bottleneck_side(params.width, stride));
+  const int64_t hidden = std::max(params.hidden_channels[0], params.hidden_channels[1]);
+  Tensor statistics =
+      new_tensor(images, {params.architectures, 2, 2 * hidden + params.output_channels});
+  torch::stable::zero_(statistics);
+  int64_t kept_size = 0;
+  for (int64_t a = 0; keep && a < params.architectures; ++a) {
+    kept_size += bottleneck_kept(params, params.selection[2 * a]);
+  }
+  Tensor kept = new_tensor(images, {kept_size});
+  params.output = output.mutable_data_ptr();
+  params.statistics = statistics.mutable_data_ptr();
+  params.kept = keep ? kept.mutable_data_ptr() : nullptr;
+  if (output.numel() > 0) run(params);
+  return {output, statistics, kept};
+}
+
+// The distinct rows of each code's banks, sorted, and where each architecture's is among them.
+struct Distinct {
+  std::array<std::vector<int64_t>, 3> rows;
+  std::vector<int64_t> slots;
+
+  explicit Distinct(const InvertedBottleneckParams& params) {
+    const auto choice = [&](int64_t a, int64_t i) { return params.selection[2 * a + i]; };
+    for (int64_t a = 0; a < params.architectures; ++a) rows[choice(a, 0)].push_back(choice(a, 1));
+    for (auto& own : rows) {
+      std::sort(own.begin(), own.end());
+      own.erase(std::unique(own.begin(), own.end()), own.end());
+    }
+    for (int64_t a = 0; a < params.architectures; ++a) {
+      const auto& own = rows[choice(a, 0)];
+      slots.push_back(std::lower_bound(own.begin(), own.end(), choice(a, 1)) - own.begin());
+    }
+  }
+
+  const std::vector<int64_t>& of_bank(size_t bank) const {
+    return rows[bank == kBottleneckProjection ? 0 : 1 + bank / 3];
+  }
+};
+
+Tensor to_tensor(const std::vector<int64_t>& values, const Tensor& like) {
+  Tensor tensor = new_tensor(like, {static_cast<int64_t>(values.size())});
+  std::copy(values.begin(), values.end(), static_cast<int64_t*>(tensor.mutable_data_ptr()));
+  return tensor;
+}
+
+std::tuple<Tensor, Tensors, Tensors> backward(const Tensor& grad, const Tensor& images,
+                                              const Tensor& selection, Tensors weights,
+                                              Tensors scales, Tensors shifts, Tensors running_mean,
+                                              Tensors running_var, const Tensor& statistics,
+                                              const Tensor& kept, int64_t stride, bool training,
+                                              double eps, bool recompute, bool need_weights) {
+  Call call = prepare(images, selection, {weights, scales, shifts, running_mean, running_var},
+                      stride, training, eps, recompute);
+  InvertedBottleneckParams& params = call.params;
+  int64_t kept_size = 0;
+  for (int64_t a = 0; a < params.architectures; ++a) {
+    kept_size += bottleneck_kept(params, params.selection[2 * a]);
+  }
+  const int64_t hidden = std::max(params.hidden_channels[0], params.hidden_channels[1]);
+  check_tensor("kept", kept, images, {kept_size});
+  check_tensor("statistics", statistics, images,
+               {params.architectures, 2, 2 * hidden + params.output_channels});
+  check_tensor("grad", grad, images,
+               {params.architectures, params.images, params.output_channels,
+                bottleneck_side(params.height, stride), bottleneck_side(params.width, stride)});
+  const Tensor grad_output = dense_channels_last(grad), measured = dense(statistics);
+  const Tensor hidden_tensors = dense(kept);
+  Tensor grad_input = new_channels_last(images, images.size(0), params.images, images.size(2),
+                                        params.height, params.width);
+  const Distinct distinct(params);
+  const size_t count = weights.size();
+  const bool empty = grad_input.numel() == 0;
+  Tensors rows, values;
+  void** const pointers[] = {params.grad_weights, params.grad_scales, params.grad_shifts};
+  for (size_t g = 0; g < 3; ++g) {
+    for (size_t i = 0; i < count; ++i) {
+      const std::vector<int64_t> own =
+          g == 0 && !need_weights ? std::vector<int64_t>{} : distinct.of_bank(i);
+      Shape shape = shape_of(call.groups[g][i]);
+      shape[0] = static_cast<int64_t>(own.size());
+      rows.push_back(to_tensor(own, selection));
+      values.push_back(new_tensor(images, shape));
+      pointers[g][i] = own.empty() ? nullptr : values.back().mutable_data_ptr();
+      if (empty) torch::stable::zero_(values.back());
+    }
+  }
+  params.statistics = const_cast<void*>(measured.const_data_ptr());
+  params.kept = const_cast<void*>(hidden_tensors.const_data_ptr());
+  params.grad_output = grad_output.const_data_ptr();
+  params.grad_input = grad_input.mutable_data_ptr();
+  params.slots = distinct.slots.data();
+  if (!empty) run(params);
+  return {grad_input, rows, values};
+}
+
+}  // namespace
+}  // namespace cwkernels
+
+STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
+  m.def(
+      "inverted_bottleneck(Tensor input, Tensor selection, Tensor[] weights, Tensor[] scales, "
+      "Tensor[] shifts, Tensor[] running_mean, Tensor[] running_var, int stride, bool training, "
+      "float eps, bool recompute, bool dense_grad, bool keep) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "inverted_bottleneck_backward(Tensor grad, Tensor input, Tensor selection, "
+      "Tensor[] weights, Tensor[] scales, Tensor[] shifts, Tensor[] running_mean, "
+      "Tensor[] running_var, Tensor statistics, Tensor kept, int stride, bool training, "
+      "float eps, bool recompute, bool need_weights) -> (Tensor, Tensor[], Tensor[])");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(cwkernels, CPU, m) {
+  m.impl("inverted_bottleneck", TORCH_BOX(&cwkernels::forward));
+  m.impl("inverted_bottleneck_backward", TORCH_BOX(&cwkernels::backward));
+}
