@@ -15,6 +15,7 @@ if not __package__:
 os.environ.setdefault("OMP_PROC_BIND", "true")
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from bench.harness import Action, Interval, describe_machine, interleave, write_json
@@ -53,7 +54,7 @@ class Row:
 
 
 def convolution_actions(case: ConvCase) -> dict[str, Mapping[str, Action]]:
-    """For each direction "ours" and "stock", which is channels-last."""
+    """For each direction "high" and "highest", our precisions, and "stock", channels-last."""
     drawn = case.tensors(dense_random)
     input, weight, rows, grad = (drawn[n] for n in ("input", "weight", "rows", "cotangent"))
     kernels = torch.ops.cwkernels
@@ -68,26 +69,46 @@ def convolution_actions(case: ConvCase) -> dict[str, Mapping[str, Action]]:
             stock_grad, stock_input, stock_weight, None, *geometry
         )
 
+    def forward(winograd: bool) -> Action:
+        return lambda: kernels.gather_conv(input, weight, rows, stride, groups, False, winograd)
+
+    def input_gradient(winograd: bool) -> Action:
+        return lambda: kernels.gather_conv_backward_input(
+            grad, weight, rows, input.shape, stride, groups, winograd
+        )
+
+    def weight_gradient(winograd: bool) -> Action:
+        return lambda: kernels.gather_conv_backward_weight(
+            grad, input, rows, size, stride, groups, winograd
+        )[1]
+
     return {
         "forward": {
-            "ours": lambda: kernels.gather_conv(input, weight, rows, stride, groups, False),
+            "high": forward(True),
+            "highest": forward(False),
             "stock": lambda: F.conv2d(
                 stock_input, stock_weight, None, stride, size // 2, groups=groups
             ),
         },
         "input gradient": {
-            "ours": lambda: kernels.gather_conv_backward_input(
-                grad, weight, rows, input.shape, stride, groups
-            ),
+            "high": input_gradient(True),
+            "highest": input_gradient(False),
             "stock": stock_backward(True),
         },
         "weight gradient": {
-            "ours": lambda: kernels.gather_conv_backward_weight(
-                grad, input, rows, size, stride, groups
-            ),
+            "high": weight_gradient(True),
+            "highest": weight_gradient(False),
             "stock": stock_backward(False),
         },
     }
+
+
+def same_result(first: Action, second: Action) -> bool:
+    """Whether both give the same tensor, bit for bit."""
+    one, other = first(), second()
+    assert isinstance(one, Tensor)
+    assert isinstance(other, Tensor)
+    return torch.equal(one, other)
 
 
 def operations(case: ConvCase) -> int:
@@ -97,14 +118,19 @@ def operations(case: ConvCase) -> int:
 
 
 def measure_convolution(case: ConvCase, rounds: int) -> list[Row]:
-    """The three directions of one convolution."""
+    """The three directions of one convolution, each in both precisions where they differ."""
     rows = []
     for direction, actions in convolution_actions(case).items():
-        samples = interleave([actions], rounds=rounds)
-        (median,) = samples.medians("ours")
-        ratio = samples.ratio("ours", "stock")
-        rate = operations(case) / median / 1e9
-        rows.append(Row("gather_conv", case.name, direction, median * 1e3, ratio, rate, "GFLOP/s"))
+        alike = same_result(actions["high"], actions["highest"])
+        precisions = ("highest",) if alike else ("high", "highest")
+        measured = {name: actions[name] for name in (*precisions, "stock")}
+        samples = interleave([measured], rounds=rounds)
+        for precision in precisions:
+            (median,) = samples.medians(precision)
+            ratio = samples.ratio(precision, "stock")
+            rate = operations(case) / median / 1e9
+            name = f"{case.name} {precision}" if len(precisions) > 1 else case.name
+            rows.append(Row("gather_conv", name, direction, median * 1e3, ratio, rate, "GFLOP/s"))
     return rows
 
 

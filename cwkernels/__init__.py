@@ -12,21 +12,34 @@ from cwkernels._version import __version__  # noqa: F401
 if TYPE_CHECKING:
     from cwkernels import data, networks, nn, ops, optim, spaces
     from cwkernels.about import build_info
-    from cwkernels.ops import backend, set_backend
+    from cwkernels.ops import (
+        backend,
+        float32_conv_precision,
+        set_backend,
+        set_float32_conv_precision,
+    )
 
 __all__ = [
     "backend",
     "build_info",
     "data",
+    "float32_conv_precision",
     "networks",
     "nn",
     "ops",
     "optim",
     "set_backend",
+    "set_float32_conv_precision",
     "spaces",
 ]
 
-_HOMES = {"backend": "ops", "build_info": "about", "set_backend": "ops"}
+_HOMES = {
+    "backend": "ops",
+    "build_info": "about",
+    "float32_conv_precision": "ops",
+    "set_backend": "ops",
+    "set_float32_conv_precision": "ops",
+}
 """Where the names that are no parts come from."""
 
 

@@ -1,6 +1,6 @@
 """SGD over the selected rows of banks (paper, table 4)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import inf
 from typing import Any, Literal, NamedTuple, get_args, overload
 
@@ -11,20 +11,27 @@ from torch.optim.optimizer import Optimizer
 
 from cwkernels.nn.bank import Bank
 from cwkernels.nn.convolution import FixedNorm
-from cwkernels.ops import copy_rows
-from cwkernels.ops._compact import sum_rows
+from cwkernels.ops import copy_rows, sgd
+from cwkernels.ops.sgd import WHOLE
 
 Unselected = Literal["untouched", "zero_grad"]
 MomentumBuffers = Literal["per_set", "per_candidate"]
 _NORMS = (FixedNorm, _NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
-class _Update(NamedTuple):
-    """One row, or one whole parameter, to be moved: views of it, its momentum and its gradient."""
+class _Gathered(NamedTuple):
+    """What `cw.ops.sgd` moves: its four lists."""
 
-    weight: Tensor
-    momentum: Tensor
-    grad: Tensor
+    weights: list[Tensor]
+    momenta: list[Tensor]
+    grads: list[Tensor]
+    rows: list[Tensor]
+
+    def add(self, weight: Tensor, momentum: Tensor, grad: Tensor, rows: Tensor) -> None:
+        self.weights.append(weight)
+        self.momenta.append(momentum)
+        self.grads.append(grad)
+        self.rows.append(rows)
 
 
 class SGD(Optimizer):
@@ -128,29 +135,29 @@ class SGD(Optimizer):
                 loss = closure()
         with torch.no_grad():
             for group in self.param_groups:
-                for updates in self._rounds(group["params"]):
-                    _move(updates, group["lr"], group["momentum"], group["weight_decay"])
+                sgd(
+                    *self._gathered(group["params"]),
+                    lr=group["lr"],
+                    momentum=group["momentum"],
+                    weight_decay=group["weight_decay"],
+                )
         return loss
 
-    def _rounds(self, parameters: list[Tensor]) -> Iterator[list[_Update]]:
-        """Updates to make together: rows that share a momentum buffer take turns."""
-        updates: list[list[_Update]] = [[]]
+    def _gathered(self, parameters: list[Tensor]) -> _Gathered:
+        """All that moves, of one group."""
+        gathered = _Gathered([], [], [], [])
+        live: dict[int, Tensor] = {}
         for parameter in parameters:
+            grad = parameter.grad
             bank = self._banks.get(id(parameter))
             if bank is not None:
                 self._follow_splits(parameter, bank)
-            own = (
-                self._dense_update(parameter)
-                if bank is None or (parameter.grad is not None and not parameter.grad.is_sparse)
-                else self._row_updates(parameter, bank)
-            )
-            shared = self._momentum_buffers == "per_candidate" and bank is not None
-            for turn, update in enumerate(own):
-                place = turn if shared else 0
-                while len(updates) <= place:
-                    updates.append([])
-                updates[place].append(update)
-        yield from (turn for turn in updates if turn)
+            if bank is None or (grad is not None and not grad.is_sparse):
+                if grad is not None:
+                    gathered.add(parameter, self._dense_momentum(parameter, bank), grad, WHOLE)
+            else:
+                self._gather_rows(gathered, parameter, bank, live)
+        return gathered
 
     def _like_momentum(self, parameter: Tensor, bank: Bank | None) -> Tensor:
         """A tensor of the shape of a parameter's momentum."""
@@ -167,39 +174,40 @@ class SGD(Optimizer):
         buffer: Tensor = state["momentum_buffer"]
         return buffer
 
-    def _dense_update(self, parameter: Tensor) -> list[_Update]:
-        if parameter.grad is None:
-            return []
-        bank = self._banks.get(id(parameter))
+    def _dense_momentum(self, parameter: Tensor, bank: Bank | None) -> Tensor:
         if bank is not None and self._momentum_buffers == "per_candidate":
             raise RuntimeError(
                 "SGD.step: momentum_buffers='per_candidate': wanted compact gradients, got a "
                 "dense one: build the network without dense_grad=True"
             )
-        return [_Update(parameter, self._momentum(parameter, bank), parameter.grad)]
+        return self._momentum(parameter, bank)
 
-    def _row_updates(self, parameter: Tensor, bank: Bank) -> list[_Update]:
-        """The selected rows of a bank, and with "zero_grad" the live ones of its decision."""
-        grads: dict[int, Tensor] = {}
-        if parameter.grad is not None:
-            rows, values = _summed(parameter.grad)
-            grads = dict(zip(rows.tolist(), values, strict=True))
-        if self._unselected == "zero_grad" and (grads or parameter in self.state):
-            for row in self._live_rows(bank):
-                grads.setdefault(row, torch.zeros_like(parameter[row]))
-        if not grads:
-            return []
-        buffer = self._momentum(parameter, bank)
-        shared = self._momentum_buffers == "per_candidate"
-        return [
-            _Update(parameter[row], buffer[0 if shared else row], grad)
-            for row, grad in sorted(grads.items())
-        ]
+    def _gather_rows(
+        self, gathered: _Gathered, parameter: Tensor, bank: Bank, live: dict[int, Tensor]
+    ) -> None:
+        """The selected rows of a bank, and with "zero_grad" the live ones of its decision.
 
-    def _live_rows(self, bank: Bank) -> list[int]:
+        `live` is filled by decision.
+        """
+        grad = parameter.grad
+        idle_too = self._unselected == "zero_grad"
+        if grad is not None and grad._nnz():
+            rows, values = grad._indices(), grad._values()
+        elif idle_too and parameter in self.state:
+            rows, values = WHOLE[None, :0], parameter[:0]
+        else:
+            return
+        if idle_too:
+            if bank.decision not in live:
+                live[bank.decision] = self._live_rows(bank).to(rows.device)
+            # Behind those that have gradients: these have none.
+            rows = torch.cat([rows[0], live[bank.decision]])
+        gathered.add(parameter, self._momentum(parameter, bank), values, rows)
+
+    def _live_rows(self, bank: Bank) -> Tensor:
         """The rows that the bank's decision read in the last forward pass in training."""
         last: Tensor | None = getattr(self._net, "last_rows", None)
-        return [] if last is None else sorted(set(last[bank.decision].tolist()))
+        return WHOLE[:0] if last is None else last[bank.decision]
 
     def _follow_splits(self, parameter: Tensor, bank: Bank) -> None:
         """Grows the momentum of a bank that was split since the last step."""
@@ -251,23 +259,3 @@ def _by_decay(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     ]
     known = {id(parameter) for parameter in norms}
     return [parameter for parameter in net.parameters() if id(parameter) not in known], norms
-
-
-def _summed(grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Sorted unique rows and their values: accumulation over batches repeats rows."""
-    rows, values = grad._indices()[0], grad._values()
-    if bool((rows[1:] > rows[:-1]).all()):
-        return rows, values
-    return sum_rows(rows, values)
-
-
-def _move(updates: list[_Update], lr: float, momentum: float, weight_decay: float) -> None:
-    """torch.optim.SGD's arithmetic, over many tensors at once."""
-    weights = [update.weight for update in updates]
-    buffers = [update.momentum for update in updates]
-    grads = [update.grad for update in updates]
-    if weight_decay:
-        grads = list(torch._foreach_add(grads, weights, alpha=weight_decay))
-    torch._foreach_mul_(buffers, momentum)
-    torch._foreach_add_(buffers, grads)
-    torch._foreach_add_(weights, buffers, alpha=-lr)

@@ -1,30 +1,34 @@
 #pragma once
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
-// Images are [A, N, C, H, W] in shape and channels-last in memory: [A, N, H, W, C].
+#include "checks.h"
+#include "workspace.h"
+
+// Images [..., N, C, H, W] that lie channels-last in memory, [..., N, H, W, C]. The stable
+// interface has no permute before torch 2.14.
 namespace cwkernels {
 
-using torch::stable::Tensor;
-
-// Views of the same memory: [A, N, C, H, W] as [A, N, H, W, C] and back. The stable interface has
-// no permute before torch 2.14.
+// Views of the same memory: [..., C, H, W] as [..., H, W, C] and back.
 inline Tensor channels_behind(const Tensor& tensor) {
-  return torch::stable::transpose(torch::stable::transpose(tensor, 2, 3), 3, 4);
+  const int64_t d = tensor.dim();
+  return torch::stable::transpose(torch::stable::transpose(tensor, d - 3, d - 2), d - 2, d - 1);
 }
 inline Tensor channels_before(const Tensor& tensor) {
-  return torch::stable::transpose(torch::stable::transpose(tensor, 3, 4), 2, 3);
+  const int64_t d = tensor.dim();
+  return torch::stable::transpose(torch::stable::transpose(tensor, d - 2, d - 1), d - 3, d - 2);
 }
 
-inline Tensor new_channels_last(const Tensor& like, int64_t a, int64_t n, int64_t c, int64_t h,
-                                int64_t w) {
-  const Tensor dense = torch::stable::new_empty(like, {a, n, h, w, c});
-  return channels_before(dense);
+// The same images, dense and channels-last: a copy unless they lie so.
+inline Tensor dense_images(const Tensor& tensor) {
+  return channels_before(torch::stable::contiguous(channels_behind(tensor)));
 }
 
-// The images [A, N, H, W, C], copied unless they lie so.
-inline Tensor dense_channels_last(const Tensor& tensor) {
-  return torch::stable::contiguous(channels_behind(tensor));
+// New images, dense and channels-last, from [..., N, H, W, C].
+inline Tensor new_images(const Tensor& like, std::vector<int64_t> channels_last_size) {
+  const Tensor images = torch::stable::new_empty(like, channels_last_size);
+  const int64_t bytes = like.scalar_type() == torch::headeronly::ScalarType::Double ? 8 : 4;
+  if (like.is_cpu()) advise_huge_pages(images.mutable_data_ptr(), images.numel() * bytes);
+  return channels_before(images);
 }
 
 }  // namespace cwkernels

@@ -1,27 +1,28 @@
 #pragma once
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
-#include <vector>
+#include <cstddef>
+#include <cstdint>
 
 namespace cwkernels {
 
-// Scratch for one call of a CPU kernel, 64-byte aligned, as long as this lives.
+// Asks for huge pages behind fresh memory that is about to be written: a page fault for 2 MB and
+// not for 4 KB. Linux only, and only where transparent huge pages are at hand; else nothing
+// happens.
+void advise_huge_pages(void* data, int64_t bytes);
+
+// Scratch of one call, 64-byte aligned. It comes from a pool that the process keeps, so that a step
+// does not pay page faults for it; workspace.cpp.
 class Workspace {
  public:
-  Workspace(int64_t bytes, const torch::stable::Tensor& like)
-      : bytes_(torch::stable::empty(std::vector<int64_t>{bytes + 64},
-                                    torch::headeronly::ScalarType::Byte, std::nullopt,
-                                    like.device())) {}
+  explicit Workspace(int64_t bytes);
+  ~Workspace();
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
 
-  void* data() const {
-    const auto address = reinterpret_cast<uintptr_t>(bytes_.mutable_data_ptr());
-    return reinterpret_cast<void*>((address + 63) / 64 * 64);
-  }
+  void* data() const { return data_; }
 
  private:
-  torch::stable::Tensor bytes_;
+  void* data_;
+  size_t bytes_;
 };
 
 }  // namespace cwkernels

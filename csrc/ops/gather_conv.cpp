@@ -8,19 +8,33 @@
 
 #include "../binding/checks.h"
 #include "../binding/cpu.h"
-#include "../binding/images.h"
-#include "../binding/workspace.h"
 
+// Tensors are [A, N, C, H, W] in shape and channels-last in memory: [A, N, H, W, C].
 namespace cwkernels {
 namespace {
 
 using torch::headeronly::ScalarType;
+
+// Views of the same memory: [A, N, C, H, W] as [A, N, H, W, C] and back. The stable interface has
+// no permute before torch 2.14.
+Tensor channels_behind(const Tensor& tensor) {
+  return torch::stable::transpose(torch::stable::transpose(tensor, 2, 3), 3, 4);
+}
+Tensor channels_before(const Tensor& tensor) {
+  return torch::stable::transpose(torch::stable::transpose(tensor, 3, 4), 2, 3);
+}
 
 // As it is where channels are dense, else a channels-last copy. Sliced and expanded tensors keep
 // their strides; an expanded or NCHW one is copied, never misread.
 Tensor channels_dense(const Tensor& tensor) {
   if (tensor.stride(2) == 1 || tensor.size(2) == 1) return tensor;
   return channels_before(torch::stable::contiguous(channels_behind(tensor)));
+}
+
+Tensor new_channels_last(const Tensor& like, int64_t a, int64_t n, int64_t c, int64_t h,
+                         int64_t w) {
+  const Tensor dense = torch::stable::new_empty(like, {a, n, h, w, c});
+  return channels_before(dense);
 }
 
 PixelStrides pixel_strides(const Tensor& tensor, int64_t architectures) {
@@ -31,7 +45,7 @@ PixelStrides pixel_strides(const Tensor& tensor, int64_t architectures) {
 struct Convolution {
   const char* operation;
   int64_t architectures, kernel_size, stride;
-  bool depthwise;
+  bool depthwise, winograd;
 };
 
 void check_images(const char* operation, const char* argument, const Tensor& tensor) {
@@ -53,14 +67,14 @@ void check_shape(const Convolution& conv, int64_t groups, int64_t input_channels
 }
 
 Convolution check_weight(const char* operation, const Tensor& images, const Tensor& weight,
-                         const Tensor& rows, int64_t stride, int64_t groups) {
+                         const Tensor& rows, int64_t stride, int64_t groups, bool winograd) {
   check_images(operation, "input", images);
   CWK_CHECK(weight.dim() == 5 && weight.is_contiguous() && weight.size(3) == weight.size(4),
             operation, "weight", "a contiguous bank [S, K, C / groups, R, R]", describe(weight));
   CWK_CHECK(weight.scalar_type() == images.scalar_type(), operation, "weight", dtype_name(images),
             dtype_name(weight));
   check_rows(operation, rows, weight.size(0));
-  return {operation, rows.numel(), weight.size(3), stride, groups != 1};
+  return {operation, rows.numel(), weight.size(3), stride, groups != 1, winograd};
 }
 
 void check_architectures(const Convolution& conv, const char* argument, const Tensor& tensor) {
@@ -76,6 +90,7 @@ GatherConvParams prepare(const Convolution& conv, ConvPass pass, const Tensor& i
   GatherConvParams params{};
   params.pass = pass;
   params.depthwise = conv.depthwise;
+  params.winograd = conv.winograd;
   params.double_precision = input.scalar_type() == ScalarType::Double;
   params.input = input.data_ptr();
   params.output = output.data_ptr();
@@ -97,15 +112,19 @@ GatherConvParams prepare(const Convolution& conv, ConvPass pass, const Tensor& i
 
 void run(GatherConvParams& params, const Tensor& like) {
   const Isa isa = cpu_isa();
-  const Workspace workspace(CWK_CALL_CPU(isa, gather_conv_workspace, params), like);
-  params.workspace = workspace.data();
+  const int64_t bytes = CWK_CALL_CPU(isa, gather_conv_workspace, params);
+  const Tensor workspace = torch::stable::empty(std::vector<int64_t>{bytes + 64}, ScalarType::Byte,
+                                                std::nullopt, like.device());
+  const auto address = reinterpret_cast<uintptr_t>(workspace.mutable_data_ptr());
+  params.workspace = reinterpret_cast<void*>((address + 63) / 64 * 64);
   CWK_CALL_CPU(isa, gather_conv, params);
 }
 
 // dense_grad is for autograd, which reads it from the call.
 Tensor forward(const Tensor& images, const Tensor& weight, const Tensor& rows, int64_t stride,
-               int64_t groups, bool /*dense_grad*/) {
-  const Convolution conv = check_weight("gather_conv", images, weight, rows, stride, groups);
+               int64_t groups, bool /*dense_grad*/, bool winograd) {
+  const Convolution conv =
+      check_weight("gather_conv", images, weight, rows, stride, groups, winograd);
   const int64_t channels = images.size(2);
   check_architectures(conv, "input", images);
   CWK_CHECK(weight.size(2) * groups == channels, "gather_conv", "input",
@@ -123,9 +142,10 @@ Tensor forward(const Tensor& images, const Tensor& weight, const Tensor& rows, i
 }
 
 Tensor backward_input(const Tensor& grad, const Tensor& weight, const Tensor& rows,
-                      std::vector<int64_t> input_shape, int64_t stride, int64_t groups) {
+                      std::vector<int64_t> input_shape, int64_t stride, int64_t groups,
+                      bool winograd) {
   const char* name = "gather_conv_backward_input";
-  const Convolution conv = check_weight(name, grad, weight, rows, stride, groups);
+  const Convolution conv = check_weight(name, grad, weight, rows, stride, groups, winograd);
   CWK_CHECK(
       input_shape.size() == 5 && input_shape[2] > 0 && input_shape[3] > 0 && input_shape[4] > 0,
       name, "input_shape", "5 sizes, at least one channel and one pixel", input_shape.size());
@@ -166,12 +186,12 @@ std::tuple<Tensor, std::vector<int64_t>> distinct(const Tensor& rows) {
 
 std::tuple<Tensor, Tensor> backward_weight(const Tensor& grad, const Tensor& images,
                                            const Tensor& rows, int64_t kernel_size, int64_t stride,
-                                           int64_t groups) {
+                                           int64_t groups, bool winograd) {
   const char* name = "gather_conv_backward_weight";
   check_images(name, "grad", grad);
   check_images(name, "input", images);
   check_rows(name, rows, INT64_MAX);
-  const Convolution conv{name, rows.numel(), kernel_size, stride, groups != 1};
+  const Convolution conv{name, rows.numel(), kernel_size, stride, groups != 1, winograd};
   check_architectures(conv, "input", images);
   check_shape(conv, groups, images.size(2), grad.size(2));
   CWK_CHECK(grad.size(0) == conv.architectures && grad.size(1) == images.size(1) &&
@@ -199,13 +219,13 @@ std::tuple<Tensor, Tensor> backward_weight(const Tensor& grad, const Tensor& ima
 STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
   m.def(
       "gather_conv(Tensor input, Tensor weight, Tensor rows, int stride, int groups, "
-      "bool dense_grad) -> Tensor");
+      "bool dense_grad, bool winograd=False) -> Tensor");
   m.def(
       "gather_conv_backward_input(Tensor grad, Tensor weight, Tensor rows, SymInt[] input_shape, "
-      "int stride, int groups) -> Tensor");
+      "int stride, int groups, bool winograd=False) -> Tensor");
   m.def(
       "gather_conv_backward_weight(Tensor grad, Tensor input, Tensor rows, int kernel_size, "
-      "int stride, int groups) -> (Tensor, Tensor)");
+      "int stride, int groups, bool winograd=False) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cwkernels, CPU, m) {

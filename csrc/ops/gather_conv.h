@@ -25,6 +25,7 @@ struct GatherConvParams {
   ConvPass pass;
   bool depthwise;         // K == C, one input channel for each output channel
   bool double_precision;  // all tensors are float64, otherwise float32
+  bool winograd;          // F(4x4, 3x3) may be used where it applies (CPU: parts/conv_winograd.h)
 
   // forward reads input and weight and writes output. backward_input reads output (the gradient of
   // it) and weight and writes input (the gradient of it; summed over the architectures in order if

@@ -2,6 +2,7 @@
 #include "../parts/conv_dense_weight.h"
 #include "../parts/conv_depthwise.h"
 #include "../parts/conv_depthwise_weight.h"
+#include "../parts/conv_winograd.h"
 #include "gather_conv.h"
 
 namespace cwkernels::CWK_ISA {
@@ -13,6 +14,9 @@ void with_kernel(const GatherConvParams& p, Arena& arena, const F& f) {
   const bool weight = p.pass == ConvPass::backward_weight;
   if (p.depthwise) {
     weight ? f(DepthwiseWeightGradient<T>(p, arena)) : f(DepthwiseConvolution<T>(p, arena));
+  } else if (winograd_applies<T>(p)) {
+    weight ? f(WinogradGatherWeightGradient<T>(p, arena))
+           : f(WinogradGatherConvolution<T>(p, arena));
   } else {
     weight ? f(DenseWeightGradient<T>(p, arena)) : f(DenseConvolution<T>(p, arena));
   }

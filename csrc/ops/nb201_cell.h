@@ -1,45 +1,68 @@
 #pragma once
 #include <cstdint>
 
+#include "../parts/isa.h"
 #include "../parts/parallel.h"
 
 // nb201_cell: four nodes, six edges 0-1, 0-2, 1-2, 0-3, 1-3, 2-3; a node is the sum of its edges.
-// Until a kernel fulfils this contract the operation is composed in cwkernels/ops/nb201_cell.py.
-// Shape comments: A architectures, N images each, C channels, H x W pixels, S rows in a bank.
-// Images are channels-last; strides are in elements.
+// Shape comments: A architectures, N images each, C channels, H x W pixels, S rows in a bank, U
+// rows of it that the architectures read. Images are dense and channels-last.
 namespace cwkernels {
 
 constexpr int kCellEdges = 6;
-constexpr int kCellConvolutions = 2;  // 1 x 1 and 3 x 3 of each edge
+constexpr int kCellNodes = 4;
+constexpr int kCellBanks = 3;  // of an edge: 1 x 1, 3 x 3, a skip's projection
 
 enum class CellCode : int64_t { none, skip, conv_1x1, conv_3x3, average_pool };
 
+// What one edge of one architecture runs.
+struct CellEdge {
+  CellCode code;  // none, too, if it cannot carry anything from the input to the output
+  int64_t bank;   // of kCellBanks, or -1: no weights
+  int64_t row;    // in that bank
+  int64_t raw;    // where its raw output is kept: a row of `kept`, or -1
+  int64_t slot;   // backward: the row of the gradient of its bank, in [0, U)
+  bool again;     // backward: an earlier architecture has written that row
+};
+
+struct CellPlan {
+  CellEdge edges[kCellEdges];
+  int64_t origins[kCellNodes];  // the node whose value a node is: itself but for a lone skip
+  int64_t nodes[kCellNodes];    // where an inner node is kept: a row of `kept`, or -1
+};
+
 struct NB201CellParams {
-  const void* input;         // [A or 1, N, H, W, C]
-  const int64_t* selection;  // [A, 6, 2]: operation code and row of each edge
-  const void* weights[kCellEdges][kCellConvolutions];       // [S, C, C, R, R] contiguous
-  const void* projections[kCellEdges];                      // [S, C, C, 1, 1] of a skip, or null
-  const void* running_mean[kCellEdges][kCellConvolutions];  // [S, C], read in evaluation
-  const void* running_var[kCellEdges][kCellConvolutions];   // [S, C], read in evaluation
+  const void* input;                                     // [A or 1, N, H, W, C]
+  const CellPlan* plans;                                 // [A]
+  const void* weights[kCellEdges][kCellBanks];           // [S, C, C, R, R] contiguous, or null
+  const void* running_mean[kCellEdges][kCellBanks - 1];  // [S, C], read in evaluation
+  const void* running_var[kCellEdges][kCellBanks - 1];   // [S, C], read in evaluation
 
   void* output;             // [A, N, H, W, C]
-  void* statistics;         // [A, 6, 2, C]: mean and biased variance; zero where nothing ran
-  void* output_statistics;  // [A, 2, C]
-  void* raw[kCellEdges];    // per architecture and edge [N, H, W, C], kept for backward, or null
-  void* nodes[2];           // inner nodes that a convolution leaves, kept for backward, or null
+  void* statistics;         // [A, 6, 2, C]: mean and biased variance, written where measured
+  void* output_statistics;  // [A, 2, C], written in training
+  void* kept;               // rows [N, H, W, C] for backward, or null: nothing is kept
 
   // backward
-  const void* grad_output;                            // [A, N, H, W, C]
-  void* grad_input;                                   // [A or 1, N, H, W, C]
-  void* grad_weights[kCellEdges][kCellConvolutions];  // [U, C, C, R, R], one per distinct row
-  void* grad_projections[kCellEdges];                 // [U, C, C, 1, 1]
+  const void* grad_output;                     // [A, N, H, W, C]
+  void* grad_input;                            // [A or 1, N, H, W, C]
+  void* grad_weights[kCellEdges][kCellBanks];  // [U, C, C, R, R]
+  bool need_weights;                           // else grad_weights are not written
 
-  int64_t input_architecture_stride;  // 0: images shared by all architectures
+  bool shared;  // the input is one batch for all architectures, its gradient their sum in order
   int64_t architectures, images, channels, height, width;
   double eps;
   bool training;           // normalise by batch statistics, each architecture's own
   bool count_include_pad;  // the average pool divides by 9 at the border too
+  bool winograd;           // 3 x 3 convolutions may run by Winograd's method (precision "high")
+  bool double_precision;   // all tensors are float64, otherwise float32
   Parallel parallel;       // CPU only
+  void* workspace;         // CPU only: nb201_cell_workspace(params) bytes, 64-byte aligned
 };
 
 }  // namespace cwkernels
+
+CWK_DECLARE_CPU(int64_t nb201_cell_workspace(const NB201CellParams& params))
+CWK_DECLARE_CPU(void nb201_cell(const NB201CellParams& params))
+CWK_DECLARE_CPU(int64_t nb201_cell_backward_workspace(const NB201CellParams& params))
+CWK_DECLARE_CPU(void nb201_cell_backward(const NB201CellParams& params))

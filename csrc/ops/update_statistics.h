@@ -1,19 +1,19 @@
 #pragma once
 #include <cstdint>
 
-#include "../parts/parallel.h"
+#include "../parts/isa.h"
 
-// update_statistics: batch statistics into running rows, the architectures in order. Until a kernel
-// fulfils this contract the operation is composed in cwkernels/ops/update_statistics.py.
+// update_statistics: batch statistics into running rows, the architectures in order.
 // Shape comments: L batch norms, A architectures, S rows and C channels of a batch norm.
 namespace cwkernels {
 
 struct StatisticsTarget {
+  bool double_precision;         // all but the counter are float64, otherwise float32
   void* running_mean;            // [S, C]
   void* running_var;             // [S, C], unbiased
   int64_t* num_batches_tracked;  // [S]
   const void* statistics;        // [A, 2, C] mean and biased variance
-  int64_t statistics_stride;     // between architectures, in elements
+  int64_t statistics_stride;     // between architectures, in elements; 0: all measured the same
   int64_t channels;              // C
   int64_t count;                 // values a channel that the statistics were taken over
 };
@@ -23,7 +23,8 @@ struct UpdateStatisticsParams {
   const int64_t* rows;              // [L, A]; -1: the architecture did not run this batch norm
   int64_t norms, architectures;     // L, A
   double momentum;                  // weight of the new batch; negative: exact average
-  Parallel parallel;                // CPU only
 };
 
 }  // namespace cwkernels
+
+CWK_DECLARE_CPU(void update_statistics(const UpdateStatisticsParams& params))

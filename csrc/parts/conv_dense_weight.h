@@ -158,6 +158,44 @@ CWK_INLINE const T* copy_tail(const PixelList& list, const T* target, int64_t ch
   return tail;
 }
 
+// What the chunks have summed, partial[tap][c][padded k] each, to be added up in their order.
+template <class T>
+struct WeightPartials {
+  const T* data;
+  int64_t chunks, chunk_stride, padded;
+  int64_t input_channels, output_channels, kernel;
+
+  // Input channels a task of `reduce`: 16 where a tile holds as many.
+  CWK_INLINE int64_t channels_per_task() const { return max(min(kTileValues / kernel, 16), 1); }
+
+  CWK_INLINE int64_t tasks() const { return ceil_div(input_channels, channels_per_task()); }
+
+  // Sums a task's channels into grad[k][c][tap], or adds them to it: read along k, as they lie, and
+  // transposed in a tile in L1 (18 KB).
+  void reduce(int64_t task, bool again, T* grad) const {
+    const int64_t begin = task * channels_per_task();
+    const int64_t channels = min(channels_per_task(), input_channels - begin);
+    T tile[kLanes<T>][kTileValues + kLanes<T>];
+    for (int64_t first = 0; first < output_channels; first += kLanes<T>) {
+      for (int64_t t = 0; t < kernel; ++t) {
+        for (int64_t c = 0; c < channels; ++c) {
+          const T* sum = data + (t * input_channels + begin + c) * padded + first;
+          Vector<T> total = load(sum);
+          for (int64_t chunk = 1; chunk < chunks; ++chunk)
+            total += load(sum + chunk * chunk_stride);
+          unroll<kLanes<T>>([&](auto k) { tile[k][c * kernel + t] = total[int{k}]; });
+        }
+      }
+      for (int64_t k = 0; k < min(kLanes<T>, output_channels - first); ++k) {
+        T* to = grad + ((first + k) * input_channels + begin) * kernel;
+        for (int64_t i = 0; i < channels * kernel; ++i) {
+          to[i] = again ? to[i] + tile[k][i] : tile[k][i];
+        }
+      }
+    }
+  }
+};
+
 template <class T>
 class DenseWeightGradient {
  public:
@@ -186,8 +224,10 @@ class DenseWeightGradient {
       T* grad = static_cast<T*>(p_.weight_grad) + p_.slots[a] * row_size;
       bool again = false;
       for (int64_t earlier = 0; earlier < a; ++earlier) again |= p_.slots[earlier] == p_.slots[a];
-      parallel_for(p_.parallel, ceil_div(p_.input_channels, reduce_block()),
-                   [&](int64_t block) { reduce(block * reduce_block(), again, grad); });
+      const WeightPartials<T> partials{
+          partial_, chunks_, partial_size_, padded_, p_.input_channels, p_.output_channels, kernel};
+      parallel_for(p_.parallel, partials.tasks(),
+                   [&](int64_t task) { partials.reduce(task, again, grad); });
     }
   }
 
@@ -256,37 +296,6 @@ class DenseWeightGradient {
     } else {
       weight_run<T, V>(list, from, to, run, sums, padded_);
     }
-  }
-
-  // partial[tap][c][k], chunks in order, to grad[k][c][tap] for a block of channels c: read along
-  // k, as it lies, and transposed in a tile in L1 (18 KB).
-  void reduce(int64_t begin, bool again, T* grad) const {
-    const int64_t kernel = p_.kernel_size * p_.kernel_size;
-    const int64_t channels = min(reduce_block(), p_.input_channels - begin);
-    T tile[kLanes<T>][kTileValues + kLanes<T>];
-    for (int64_t first = 0; first < p_.output_channels; first += kLanes<T>) {
-      for (int64_t t = 0; t < kernel; ++t) {
-        for (int64_t c = 0; c < channels; ++c) {
-          const T* sum = partial_ + (t * p_.input_channels + begin + c) * padded_ + first;
-          Vector<T> total = load(sum);
-          for (int64_t chunk = 1; chunk < chunks_; ++chunk) {
-            total += load(sum + chunk * partial_size_);
-          }
-          unroll<kLanes<T>>([&](auto k) { tile[k][c * kernel + t] = total[int{k}]; });
-        }
-      }
-      for (int64_t k = 0; k < min(kLanes<T>, p_.output_channels - first); ++k) {
-        T* to = grad + ((first + k) * p_.input_channels + begin) * kernel;
-        for (int64_t i = 0; i < channels * kernel; ++i) {
-          to[i] = again ? to[i] + tile[k][i] : tile[k][i];
-        }
-      }
-    }
-  }
-
-  // Channels a task of `reduce`: at least 16 where a tile holds as many.
-  int64_t reduce_block() const {
-    return max(min(kTileValues / (p_.kernel_size * p_.kernel_size), 16), 1);
   }
 
   GatherConvParams p_;

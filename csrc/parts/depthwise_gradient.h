@@ -123,9 +123,9 @@ class DepthwiseGradient {
       for (int64_t x = 0; x < width; ++x) {
         unroll<V>([&](auto v) {
           const int64_t lane = v * kLanes<T>;
-          const Vector<T> passed = load(value + v * value_plane) > Vector<T>{}
-                                       ? load(result + v * result_plane)
-                                       : Vector<T>{};
+          const Vector<T> passed = load(value + v * value_plane) <= Vector<T>{}
+                                       ? Vector<T>{}
+                                       : load(result + v * result_plane);
           T* to = source_gradient + at + lane;
           whole ? stream(to, passed) : store_channels(to, passed, left - lane);
           sum[v] += passed;

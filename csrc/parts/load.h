@@ -83,6 +83,8 @@ struct NormBackward {
 
 template <class T>
 struct LoadPlain {
+  static constexpr bool kCopies = true;
+
   const T* data;
 
   CWK_INLINE Vector<T> operator()(int64_t at, int64_t c, int64_t left) const {
@@ -97,6 +99,8 @@ struct LoadPlain {
 
 template <class T>
 struct LoadNormalized {
+  static constexpr bool kCopies = false;
+
   const T* data;
   Norm<T> norm;
 
@@ -112,6 +116,8 @@ struct LoadNormalized {
 
 template <class T, class Inner>
 struct LoadRectified {
+  static constexpr bool kCopies = false;
+
   Inner inner;
 
   CWK_INLINE Vector<T> operator()(int64_t at, int64_t c, int64_t left) const {
@@ -124,9 +130,26 @@ struct LoadRectified {
   CWK_INLINE void prefetch(int64_t at) const { inner.prefetch(at); }
 };
 
+// The average of 2 x 2 pixels, the first of which is addressed.
+template <class T, class Inner>
+struct LoadAveraged {
+  static constexpr bool kCopies = false;
+
+  Inner inner;
+  int64_t row, column;  // strides in elements
+
+  CWK_INLINE Vector<T> operator()(int64_t at, int64_t c, int64_t left) const {
+    const Vector<T> above = inner(at, c, left) + inner(at + column, c, left);
+    const Vector<T> below = inner(at + row, c, left) + inner(at + row + column, c, left);
+    return (above + below) * broadcast(T(0.25));
+  }
+};
+
 // The gradient of a raw value from that of the normalised one.
 template <class T>
 struct LoadNormGradient {
+  static constexpr bool kCopies = false;
+
   const T* grad;
   const T* raw;
   NormBackward<T> backward;
@@ -149,6 +172,8 @@ struct LoadNormGradient {
 // The same where the normalised value was rectified: the gradient passes where it was positive.
 template <class T>
 struct LoadRectifiedNormGradient {
+  static constexpr bool kCopies = false;
+
   const T* grad;
   const T* raw;
   Norm<T> norm;
@@ -157,7 +182,7 @@ struct LoadRectifiedNormGradient {
   CWK_INLINE Vector<T> operator()(int64_t at, int64_t c, int64_t left) const {
     const Vector<T> value = load_channels(raw + at + c, left);
     const Vector<T> passed = load_channels(grad + at + c, left);
-    return backward(norm(value, c) > Vector<T>{} ? passed : Vector<T>{}, value, c);
+    return backward(norm(value, c) <= Vector<T>{} ? Vector<T>{} : passed, value, c);
   }
   CWK_INLINE void prefetch(int64_t at) const {
     CWK_ISA::prefetch(grad + at);

@@ -1,6 +1,7 @@
 #pragma once
 #include "conv_dense.h"
 #include "measure.h"
+#include "transpose.h"
 
 // 1 x 1 convolutions as matrix products over bands of pixels. A band's operands are loaded once,
 // with what a loader does to them, into patches that stay in L2; what the product gives is measured

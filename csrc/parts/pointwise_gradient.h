@@ -262,7 +262,7 @@ class ProjectGradient {
         const int64_t left = wide - c - v * kLanes<T>, lane = v * kLanes<T>;
         const Vector<T> value = load(values + p * kBlockPitch + lane);
         const Vector<T> result = load(results + p * kBlockPitch + lane);
-        const Vector<T> passed = value > Vector<T>{} ? result : Vector<T>{};
+        const Vector<T> passed = value <= Vector<T>{} ? Vector<T>{} : result;
         const Vector<T> from = V > 1 ? load(raw + at + lane) : load_channels(raw + at + lane, left);
         T* to = wide_gradient + at + lane;
         whole ? stream(to, passed) : store_channels(to, passed, left);

@@ -119,34 +119,6 @@ CWK_INLINE void unroll(const F& f) {
   }
 }
 
-// Lanes of a and, counted on behind them, of b: __builtin_shuffle's mask has elements of their size.
-template <int Bytes>
-struct IntegerOf {
-  typedef int32_t type __attribute__((vector_size(kVectorBytes)));
-};
-template <>
-struct IntegerOf<8> {
-  typedef int64_t type __attribute__((vector_size(kVectorBytes)));
-};
-
-// As many vectors as they have lanes, transposed in place: blocks of `Step` lanes change places
-// with those across the diagonal, then the blocks within them.
-template <class T, int Step = kLanes<T> / 2>
-CWK_INLINE void transpose(Vector<T> (&rows)[kLanes<T>]) {
-  typename IntegerOf<sizeof(T)>::type upper{}, lower{};
-  unroll<kLanes<T>>([&](auto l) {
-    upper[int{l}] = l & Step ? kLanes<T> + l - Step : int{l};
-    lower[int{l}] = l & Step ? kLanes<T> + l : l + Step;
-  });
-  unroll<kLanes<T> / 2>([&](auto j) {
-    constexpr int i = j / Step * 2 * Step + j % Step;
-    const Vector<T> a = rows[i], b = rows[i + Step];
-    rows[i] = __builtin_shuffle(a, b, upper);
-    rows[i + Step] = __builtin_shuffle(a, b, lower);
-  });
-  if constexpr (Step > 1) transpose<T, Step / 2>(rows);
-}
-
 CWK_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 CWK_INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 CWK_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -28,17 +28,14 @@ class Measurement:
 
 def update_running(measurements: list[Measurement], momentum: float | None) -> None:
     """Writes all measurements with `cw.ops.update_statistics`."""
-    # Fewer to hand over; a graph that is compiled for every architecture hands over all.
-    compiling = torch.compiler.is_compiling()
-    selected = [m for m in measurements if compiling or int(m.rows.max()) >= 0]
-    if not selected:
+    if not measurements:
         return
     update_statistics(
-        [measured.target.running_mean for measured in selected],
-        [measured.target.running_var for measured in selected],
-        [measured.target.num_batches_tracked for measured in selected],
-        [measured.statistics for measured in selected],
-        torch.stack([measured.rows for measured in selected]),
-        [measured.count for measured in selected],
+        [measured.target.running_mean for measured in measurements],
+        [measured.target.running_var for measured in measurements],
+        [measured.target.num_batches_tracked for measured in measurements],
+        [measured.statistics for measured in measurements],
+        torch.stack([measured.rows for measured in measurements]),
+        [measured.count for measured in measurements],
         momentum=momentum,
     )

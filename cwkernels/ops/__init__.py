@@ -9,6 +9,12 @@ from cwkernels.ops.gather_conv import gather_conv
 from cwkernels.ops.inverted_bottleneck import inverted_bottleneck
 from cwkernels.ops.nb201_cell import nb201_cell
 from cwkernels.ops.norm_add import norm_add
+from cwkernels.ops.precision import (
+    current_float32_conv_precision,
+    float32_conv_precision,
+    set_float32_conv_precision,
+)
+from cwkernels.ops.sgd import sgd
 from cwkernels.ops.update_statistics import update_statistics
 
 __all__ = [
@@ -16,12 +22,16 @@ __all__ = [
     "conv_norm",
     "copy_rows",
     "current_backend",
+    "current_float32_conv_precision",
+    "float32_conv_precision",
     "gather_conv",
     "has_cuda_kernels",
     "inverted_bottleneck",
     "nb201_cell",
     "norm_add",
     "set_backend",
+    "set_float32_conv_precision",
+    "sgd",
     "update_statistics",
 ]
 
@@ -30,5 +40,5 @@ def has_cuda_kernels() -> bool:
     """Whether every operation of this build has a CUDA kernel, so that networks run on a GPU."""
     return all(
         torch._C._dispatch_has_kernel_for_dispatch_key(f"cwkernels::{name}", "CUDA")
-        for name in ("copy_rows", "gather_conv")
+        for name in ("copy_rows", "gather_conv", "norm_add", "update_statistics")
     )

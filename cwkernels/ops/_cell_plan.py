@@ -54,28 +54,3 @@ def edges_of(selection: list[list[int]]) -> list[Edge]:
     """The active edges of one architecture, from code and row of each edge, in their order."""
     active = active_edges(tuple(code for code, _ in selection))
     return [Edge(index, *EDGES[index], *selection[index]) for index in range(6) if active[index]]
-
-
-def kept_of(edges: list[Edge], per_edge: int) -> list[tuple[str, int]]:
-    """What a forward pass leaves for backward, in order.
-
-    ("raw", edge): the raw output of its convolution; ("node", node): an inner node that a
-    convolution leaves. A node that is another node's own value (a lone skip) is kept once.
-    """
-    origins = origins_of(edges, per_edge)
-    raw = [("raw", edge.index) for edge in edges if edge.code in CONVOLUTIONS]
-    read = {origins[edge.source] for edge in edges if edge.bank(per_edge) is not None}
-    return raw + [("node", node) for node in sorted(read - {0})]
-
-
-def origins_of(edges: list[Edge], per_edge: int) -> list[int]:
-    """For each node the node whose value it is: itself, or what a lone skip leads back to."""
-    origins = [0, 1, 2, 3]
-    for target in (1, 2, 3):
-        incoming = [edge for edge in edges if edge.target == target]
-        if len(incoming) != 1:
-            continue
-        (only,) = incoming
-        if only.code == SKIP_CONNECT and only.bank(per_edge) is None:
-            origins[target] = origins[only.source]
-    return origins

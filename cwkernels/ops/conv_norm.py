@@ -6,22 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cwkernels.ops import _library  # noqa: F401
 from cwkernels.ops._compact import first_order_only
-from cwkernels.ops._norm import (
-    Norm,
-    NormGradient,
-    batch_statistics,
-    check_norm,
-    normalize,
-    normalize_backward,
-    norms,
-    per_architecture,
-    reference_normalize,
-    stack,
-    sum_affine,
-)
+from cwkernels.ops._library import register_fake
+from cwkernels.ops._norm import check_norm, norms, per_architecture, reference_normalize
 from cwkernels.ops.backend import current_backend
+from cwkernels.ops.precision import winograd_allowed
 
 KERNEL_SIZES = (1, 3, 5, 7)
 
@@ -73,12 +62,10 @@ def conv_norm(
     """
     check_norm("conv_norm", input, statistics, scale, shift, training)
     _check(input, weight, stride, pool)
-    operation = (
-        reference if current_backend() == "reference" else torch.ops.cwkernels.conv_norm.default
-    )
-    output, measured = operation(
-        input, weight, statistics, scale, shift, relu, pool, stride, training, eps
-    )
+    arguments = (input, weight, statistics, scale, shift, relu, pool, stride, training, eps)
+    if current_backend() == "reference":
+        return reference(*arguments)
+    output, measured = torch.ops.cwkernels.conv_norm(*arguments, winograd_allowed())
     return output, measured
 
 
@@ -125,41 +112,7 @@ def reference(
     return torch.stack(outputs), torch.stack(measured)
 
 
-def _load(images: Tensor, norm: Norm | None, relu: bool, pool: bool, eps: float) -> Tensor:
-    if norm is not None:
-        images = normalize(images, norm, eps)
-    images = torch.relu(images) if relu else images
-    return F.avg_pool2d(images, 2) if pool else images
-
-
-@torch.library.custom_op("cwkernels::conv_norm", mutates_args=())
-def _conv_norm(
-    input: Tensor,
-    weight: Tensor,
-    statistics: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    relu: bool,
-    pool: bool,
-    stride: int,
-    training: bool,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    images = per_architecture(input)
-    all_norms = norms(images, statistics, scale, shift)
-    loaded = stack(
-        [_load(own, norm, relu, pool, eps) for own, norm in zip(images, all_norms, strict=True)]
-    )
-    rows = torch.zeros(images.shape[0], dtype=torch.int64, device="cpu")
-    bank = weight.contiguous()[None]
-    output = torch.ops.cwkernels.gather_conv(loaded, bank, rows, stride, 1, False)
-    measured = torch.stack([batch_statistics(own) for own in output])
-    if input.dim() == 4:
-        return output[0], measured[0]
-    return output, measured
-
-
-@_conv_norm.register_fake
+@register_fake("conv_norm")
 def _(
     input: Tensor,
     weight: Tensor,
@@ -171,6 +124,7 @@ def _(
     stride: int,
     training: bool,
     eps: float,
+    winograd: bool,
 ) -> tuple[Tensor, Tensor]:
     *lead, n, _, height, width = input.shape
     divisor = 2 if pool else 1
@@ -179,8 +133,8 @@ def _(
     return output, input.new_empty((*lead, 2, weight.shape[0]))
 
 
-@torch.library.custom_op("cwkernels::conv_norm_backward", mutates_args=())
-def _conv_norm_backward(
+@register_fake("conv_norm_backward")
+def _(
     grad: Tensor,
     input: Tensor,
     weight: Tensor,
@@ -192,67 +146,16 @@ def _conv_norm_backward(
     stride: int,
     training: bool,
     eps: float,
+    winograd: bool,
     need_input: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    images = per_architecture(input)
-    grads = per_architecture(grad)
-    all_norms = norms(images, statistics, scale, shift)
-    loaded = stack(
-        [_load(own, norm, relu, pool, eps) for own, norm in zip(images, all_norms, strict=True)]
-    )
-    rows = torch.zeros(images.shape[0], dtype=torch.int64, device="cpu")
-    _, grad_weight = torch.ops.cwkernels.gather_conv_backward_weight(
-        grads, loaded, rows, weight.shape[-1], stride, 1
-    )
-    if not need_input and statistics is None:
-        empty = input.new_empty(0)
-        return empty, grad_weight[0], empty.clone(), empty.clone()
-    grad_loaded = torch.ops.cwkernels.gather_conv_backward_input(
-        grads, weight.contiguous()[None], rows, loaded.shape, stride, 1
-    )
-    gradients = [
-        _load_backward(own_grad, own, norm, relu, pool, training, eps)
-        for own_grad, own, norm in zip(grad_loaded, images, all_norms, strict=True)
-    ]
-    grad_input = stack([gradient.input for gradient in gradients]).reshape(input.shape)
-    return grad_input, grad_weight[0], *sum_affine(gradients, scale, input)
-
-
-def _load_backward(
-    grad: Tensor,
-    images: Tensor,
-    norm: Norm | None,
-    relu: bool,
-    pool: bool,
-    training: bool,
-    eps: float,
-) -> NormGradient:
-    normalized = images if norm is None else normalize(images, norm, eps)
-    if pool:
-        grad = torch.ops.aten.avg_pool2d_backward(
-            grad, normalized, [2, 2], [2, 2], [0, 0], False, True, None
-        )
-    if relu:
-        grad = torch.ops.aten.threshold_backward(grad, normalized, 0)
-    if norm is None:
-        return NormGradient(grad, None, None)
-    return normalize_backward(grad, images, norm, training, eps)
-
-
-@_conv_norm_backward.register_fake
-def _(
-    grad: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    statistics: Tensor | None,
-    scale: Tensor | None,
-    *options: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     affine = (0,) if scale is None else scale.shape
-    skipped = not options[-1] and statistics is None
+    *lead, n, channels, height, width = input.shape
+    size = (*lead, n, height, width, channels)
+    skipped = not need_input and statistics is None
     return (
-        input.new_empty(0) if skipped else torch.empty_like(input),
-        torch.empty_like(weight),
+        input.new_empty(0) if skipped else input.new_empty(size).movedim(-1, -3),
+        weight.new_empty(weight.shape),
         input.new_empty(affine),
         input.new_empty(affine),
     )
@@ -275,4 +178,4 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     return grad_input, grad_weight, None, *affine, *[None] * len(ctx.options)
 
 
-_conv_norm.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("cwkernels::conv_norm", _backward, setup_context=_setup_context)

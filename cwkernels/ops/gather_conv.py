@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from cwkernels.ops._compact import bank_gradient, check_rows, first_order_only, select_row
 from cwkernels.ops._library import register_fake
 from cwkernels.ops.backend import current_backend
+from cwkernels.ops.precision import winograd_allowed
 
 
 def gather_conv(
@@ -24,7 +25,8 @@ def gather_conv(
     """Convolves images with the weight set of each architecture, read where it lies in the bank.
 
     Equivalent to ``F.conv2d(input, weight[row], stride=stride, padding=R // 2, groups=groups)`` for
-    one architecture, and to a stack of those for several; no weights are copied.
+    one architecture, and to a stack of those for several; no weights are copied. How precisely
+    float32 is computed, `cw.set_float32_conv_precision` says.
 
     Args:
         input: images [N, C, H, W], shared by all architectures, or [A, N, C, H, W], float32 or
@@ -56,7 +58,7 @@ def gather_conv(
         output = reference(images, weight, rows.reshape(-1), stride, groups, dense_grad)
     else:
         output = torch.ops.cwkernels.gather_conv(
-            images, weight, rows.reshape(-1), stride, groups, dense_grad
+            images, weight, rows.reshape(-1), stride, groups, dense_grad, winograd_allowed()
         )
     # Not output[0], whose backward pass would write zeros first.
     return output if rows.dim() else output.squeeze(0)
@@ -94,7 +96,13 @@ def _empty_output(images: Tensor, weight: Tensor, rows: Tensor, stride: int) -> 
 
 @register_fake("gather_conv")
 def _(
-    images: Tensor, weight: Tensor, rows: Tensor, stride: int, groups: int, dense_grad: bool
+    images: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    stride: int,
+    groups: int,
+    dense_grad: bool,
+    winograd: bool = False,
 ) -> Tensor:
     return _empty_output(images, weight, rows, stride)
 
@@ -107,6 +115,7 @@ def _(
     input_shape: Sequence[int],
     stride: int,
     groups: int,
+    winograd: bool = False,
 ) -> Tensor:
     a, n, c, height, width = input_shape
     return grad.new_empty((a, n, height, width, c)).permute(0, 1, 4, 2, 3)
@@ -114,7 +123,13 @@ def _(
 
 @register_fake("gather_conv_backward_weight")
 def _(
-    grad: Tensor, images: Tensor, rows: Tensor, kernel_size: int, stride: int, groups: int
+    grad: Tensor,
+    images: Tensor,
+    rows: Tensor,
+    kernel_size: int,
+    stride: int,
+    groups: int,
+    winograd: bool = False,
 ) -> tuple[Tensor, Tensor]:
     distinct = torch.library.get_ctx().new_dynamic_size(min=0)
     shape = (distinct, grad.shape[2], images.shape[2] // groups, kernel_size, kernel_size)
@@ -122,7 +137,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    images, weight, rows, ctx.stride, ctx.groups, ctx.dense_grad = inputs
+    images, weight, rows, ctx.stride, ctx.groups, ctx.dense_grad, ctx.winograd = inputs
     ctx.save_for_backward(images, weight, rows)
 
 
@@ -132,14 +147,14 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_images = grad_weight = None
     if ctx.needs_input_grad[0]:
         grad_images = torch.ops.cwkernels.gather_conv_backward_input(
-            grad, weight, rows, images.shape, ctx.stride, ctx.groups
+            grad, weight, rows, images.shape, ctx.stride, ctx.groups, ctx.winograd
         )
     if ctx.needs_input_grad[1]:
         unique, values = torch.ops.cwkernels.gather_conv_backward_weight(
-            grad, images, rows, weight.shape[-1], ctx.stride, ctx.groups
+            grad, images, rows, weight.shape[-1], ctx.stride, ctx.groups, ctx.winograd
         )
         grad_weight = bank_gradient(unique, values, weight.shape, ctx.dense_grad)
-    return grad_images, grad_weight, None, None, None, None
+    return grad_images, grad_weight, None, None, None, None, None
 
 
 torch.library.register_autograd("cwkernels::gather_conv", _backward, setup_context=_setup_context)

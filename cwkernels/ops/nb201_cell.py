@@ -7,34 +7,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cwkernels.ops import _library  # noqa: F401
 from cwkernels.ops._cell_plan import (
     AVG_POOL_3X3,
     CONVOLUTIONS,
     NUM_CODES,
     Edge,
     edges_of,
-    kept_of,
-    origins_of,
 )
-from cwkernels.ops._compact import (
-    BankGradients,
-    bank_gradients,
-    first_order_only,
-    one_row,
-    select_row,
-)
-from cwkernels.ops._images import batches_of, channels_last, images_of, sum_shared
-from cwkernels.ops._norm import (
-    Norm,
-    batch_statistics,
-    check_batch,
-    normalize,
-    normalize_backward,
-    reference_normalize,
-    stack,
-)
+from cwkernels.ops._compact import bank_gradients, first_order_only, select_row
+from cwkernels.ops._images import batches_of, channels_last, images_of
+from cwkernels.ops._library import register_fake
+from cwkernels.ops._norm import Norm, check_batch, reference_normalize
 from cwkernels.ops.backend import current_backend
+from cwkernels.ops.precision import winograd_allowed
 
 
 def nb201_cell(
@@ -72,7 +57,8 @@ def nb201_cell(
     Returns:
         The output, of the input's shape with A in front if the selection has it, channels-last; the
         edges' statistics [..., 6, 2, C], mean and biased variance, zero where nothing was
-        convolved; and the output's own statistics [..., 2, C], for a head that normalises it.
+        convolved; and the output's own statistics [..., 2, C], for a head that normalises it. In
+        evaluation nothing is measured: both are zero.
 
     Raises:
         ValueError: if shapes or dtypes do not fit together, or a code or row is out of range.
@@ -83,28 +69,19 @@ def nb201_cell(
     # In training they are not read: fewer tensors to pass, and free to be updated before backward.
     means = [] if training else list(running_mean)
     variances = [] if training else list(running_var)
+    if not torch.compiler.is_compiling():  # a graph cannot read them; the operation checks, too
+        _choices(choices, weights)
+    options = (training, count_include_pad, eps)
+    groups = (list(weights), means, variances)
     if current_backend() == "reference":
-        results = reference(
-            images,
-            choices,
-            list(weights),
-            means,
-            variances,
-            training,
-            count_include_pad,
-            eps,
-            dense_grad,
-        )
+        results = reference(images, choices, *groups, *options, dense_grad)
     else:
         results = torch.ops.cwkernels.nb201_cell(
             images,
             choices,
-            list(weights),
-            means,
-            variances,
-            training,
-            count_include_pad,
-            eps,
+            *groups,
+            *options,
+            winograd_allowed(),
             dense_grad,
             torch.is_grad_enabled(),
         )[:3]
@@ -196,8 +173,9 @@ def reference(
             if edge.code in CONVOLUTIONS and bank is not None:
                 weight = select_row(weights[bank], edge.row, dense_grad)
                 raw = F.conv2d(F.relu(value), weight, padding=weight.shape[-1] // 2)
-                variance, mean = torch.var_mean(raw.detach(), (0, 2, 3), correction=0)
-                statistics[edge.index] = torch.stack([mean, variance])
+                if training:
+                    variance, mean = torch.var_mean(raw.detach(), (0, 2, 3), correction=0)
+                    statistics[edge.index] = torch.stack([mean, variance])
                 own = statistics[edge.index] if training else running(edge)
                 value = reference_normalize(raw, Norm(own, None, None), training, eps)
             elif edge.code == AVG_POOL_3X3:
@@ -210,74 +188,10 @@ def reference(
         all_statistics.append(statistics)
     output = torch.stack(outputs)
     variance, mean = torch.var_mean(output.detach(), (1, 3, 4), correction=0)
-    return output, torch.stack(all_statistics), torch.stack([mean, variance], dim=1)
-
-
-def _convolve(images: Tensor, bank: Tensor, row: int) -> Tensor:
-    rows = one_row(row)
-    output: Tensor = torch.ops.cwkernels.gather_conv(images[None], bank, rows, 1, 1, False)
-    return output
-
-
-class _Saved:
-    """What one architecture's forward pass leaves for backward (`kept_of`): rows of a tensor."""
-
-    def __init__(self, rows: Tensor, keys: list[tuple[str, int]]) -> None:
-        self._rows: dict[tuple[str, int], Tensor] = dict(zip(keys, rows, strict=True))
-
-    def put(self, kind: str, number: int, value: Tensor) -> None:
-        """Copies a value to its row, if it is kept at all."""
-        if (row := self._rows.get((kind, number))) is not None:
-            row.copy_(value)
-
-    def get(self, kind: str, number: int) -> Tensor:
-        """The value [N, C, H, W]."""
-        return self._rows[kind, number]
-
-
-def _saved_of(kept: Tensor, choices: list[list[list[int]]], per_edge: int) -> list[_Saved]:
-    """The rows of each architecture in `kept` [rows, N, C, H, W]; none if nothing was kept."""
-    keys = [kept_of(edges_of(one), per_edge) if kept.shape[0] else [] for one in choices]
-    rows = kept.split([len(own) for own in keys])
-    return [_Saved(*pair) for pair in zip(rows, keys, strict=True)]
-
-
-def _forward_one(
-    images: Tensor,
-    edges: list[Edge],
-    weights: list[Tensor],
-    running: Callable[[Edge], Tensor] | None,
-    count_include_pad: bool,
-    eps: float,
-    saved: _Saved,
-) -> tuple[Tensor, Tensor]:
-    """One architecture; `running` gives the statistics of an edge in evaluation."""
-    nodes: dict[int, Tensor] = {0: images}
-    rectified: dict[int, Tensor] = {}
-    statistics = images.new_zeros((6, 2, images.shape[1]))
-    per_edge = len(weights) // 6
-    origins = origins_of(edges, per_edge)
-    for edge in edges:
-        value = nodes[edge.source]
-        bank = edge.bank(per_edge)
-        origin = origins[edge.source]
-        if edge.code in CONVOLUTIONS and bank is not None:
-            if origin not in rectified:
-                rectified[origin] = torch.relu(value)
-            raw = _convolve(rectified[origin], weights[bank], edge.row)
-            statistics[edge.index] = batch_statistics(raw[0])
-            used = statistics[edge.index] if running is None else running(edge)
-            value = normalize(raw[0], Norm(used, None, None), eps)
-            saved.put("raw", edge.index, raw[0])
-        elif edge.code == AVG_POOL_3X3:
-            value = F.avg_pool2d(value, 3, 1, 1, count_include_pad=count_include_pad)
-        elif bank is not None:
-            value = _convolve(value, weights[bank], edge.row)[0]
-        nodes[edge.target] = nodes[edge.target] + value if edge.target in nodes else value
-    for node, value in nodes.items():
-        saved.put("node", node, value)
-    output = nodes.get(3)
-    return torch.zeros_like(images) if output is None else output, statistics
+    own_statistics = torch.stack([mean, variance], dim=1)
+    if not training:
+        own_statistics = torch.zeros_like(own_statistics)
+    return output, torch.stack(all_statistics), own_statistics
 
 
 def _running_of(running_mean: list[Tensor], running_var: list[Tensor]) -> Callable[[Edge], Tensor]:
@@ -286,38 +200,7 @@ def _running_of(running_mean: list[Tensor], running_var: list[Tensor]) -> Callab
     )
 
 
-@torch.library.custom_op("cwkernels::nb201_cell", mutates_args=())
-def _nb201_cell(
-    images: Tensor,
-    selection: Tensor,
-    weights: list[Tensor],
-    running_mean: list[Tensor],
-    running_var: list[Tensor],
-    training: bool,
-    count_include_pad: bool,
-    eps: float,
-    dense_grad: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    running = None if training else _running_of(running_mean, running_var)
-    choices = _choices(selection, weights)
-    per_edge = len(weights) // 6
-    rows = sum(len(kept_of(edges_of(one), per_edge)) for one in choices) if keep else 0
-    kept = channels_last(images, rows)
-    outputs, statistics = [], []
-    for a, saved in enumerate(_saved_of(kept, choices, per_edge)):
-        own = images_of(images, a)
-        output, measured = _forward_one(
-            own, edges_of(choices[a]), weights, running, count_include_pad, eps, saved
-        )
-        # An output of the operation may not be one of its inputs.
-        outputs.append(output.clone() if output is own else output)
-        statistics.append(measured)
-    output_statistics = torch.stack([batch_statistics(output) for output in outputs])
-    return stack(outputs), torch.stack(statistics), output_statistics, kept
-
-
-@_nb201_cell.register_fake
+@register_fake("nb201_cell")
 def _(
     images: Tensor,
     selection: Tensor,
@@ -327,6 +210,7 @@ def _(
     training: bool,
     count_include_pad: bool,
     eps: float,
+    winograd: bool,
     dense_grad: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -340,60 +224,8 @@ def _(
     )
 
 
-def _backward_one(
-    grad: Tensor,
-    images: Tensor,
-    edges: list[Edge],
-    saved: _Saved,
-    weights: list[Tensor],
-    statistics: Callable[[Edge], Tensor],
-    gradients: BankGradients,
-    training: bool,
-    count_include_pad: bool,
-    eps: float,
-) -> Tensor:
-    """The gradient of one architecture's images."""
-    per_edge = len(weights) // 6
-    origins = origins_of(edges, per_edge)
-    node_grads: dict[int, Tensor] = {3: grad.contiguous(memory_format=torch.channels_last)}
-    rectified: dict[int, Tensor] = {}
-    for edge in reversed(edges):
-        incoming = node_grads[edge.target]
-        bank = edge.bank(per_edge)
-        origin = origins[edge.source]
-        if edge.code == AVG_POOL_3X3:
-            incoming = torch.ops.aten.avg_pool2d_backward(
-                incoming, images, [3, 3], [1, 1], [1, 1], False, count_include_pad, None
-            )
-        elif bank is not None:
-            node = images if origin == 0 else saved.get("node", origin)
-            read = node
-            if edge.code in CONVOLUTIONS:
-                norm = Norm(statistics(edge), None, None)
-                raw = saved.get("raw", edge.index)
-                incoming = normalize_backward(incoming, raw, norm, training, eps).input
-                if origin not in rectified:
-                    rectified[origin] = torch.relu(node)
-                read = rectified[origin]
-            gradients.add_convolution(bank, edge.row, incoming, read)
-            incoming = torch.ops.cwkernels.gather_conv_backward_input(
-                incoming[None],
-                weights[bank],
-                one_row(edge.row),
-                [1, *node.shape],
-                1,
-                1,
-            )[0]
-            if edge.code in CONVOLUTIONS:
-                incoming = torch.ops.aten.threshold_backward(incoming, node, 0)
-        node_grads[edge.source] = (
-            node_grads[edge.source] + incoming if edge.source in node_grads else incoming
-        )
-    return node_grads[0] if 0 in node_grads else torch.zeros_like(images)
-
-
-@torch.library.custom_op("cwkernels::nb201_cell_backward", mutates_args=())
-def _nb201_cell_backward(
+@register_fake("nb201_cell_backward")
+def _(
     grad: Tensor,
     images: Tensor,
     selection: Tensor,
@@ -405,41 +237,8 @@ def _nb201_cell_backward(
     training: bool,
     count_include_pad: bool,
     eps: float,
+    winograd: bool,
     need_weights: bool,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    gradients = BankGradients(weights, need_weights)
-    image_grads = []
-    choices = selection.tolist()
-    for a, saved in enumerate(_saved_of(kept, choices, len(weights) // 6)):
-        own = images_of(images, a)
-        measured = statistics[a]
-        used = (
-            (lambda edge, measured=measured: measured[edge.index])
-            if training
-            else _running_of(running_mean, running_var)
-        )
-        own_grad = _backward_one(
-            grad[a],
-            own,
-            edges_of(choices[a]),
-            saved,
-            weights,
-            used,
-            gradients,
-            training,
-            count_include_pad,
-            eps,
-        )
-        image_grads.append(own_grad)
-    total = sum_shared(image_grads, images)
-    # The gradient of a lone skip is the incoming one itself; an operation may not return that.
-    total = total.clone() if total.data_ptr() == grad.data_ptr() else total
-    return total, *gradients.results()
-
-
-@_nb201_cell_backward.register_fake
-def _(
-    grad: Tensor, images: Tensor, selection: Tensor, weights: list[Tensor], *others: Any
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     context = torch.library.get_ctx()
     counts = [context.new_dynamic_size(min=0) for _ in weights]
@@ -453,7 +252,7 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     images, selection, weights, running_mean, running_var, *options = inputs
-    ctx.training, ctx.count_include_pad, ctx.eps, ctx.dense_grad, _ = options
+    *ctx.options, ctx.dense_grad, _ = options
     _, statistics, output_statistics, kept = output
     ctx.save_for_backward(
         images, selection, statistics, kept, *weights, *running_mean, *running_var
@@ -474,7 +273,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     needed = list(ctx.needs_input_grad[2])
     none = [None] * len(running_mean)
     if grad is None:
-        return None, None, [None] * len(weights), none, none, None, None, None, None, None
+        return None, None, [None] * len(weights), none, none, *[None] * 6
     grad_images, rows, values = torch.ops.cwkernels.nb201_cell_backward(
         grad,
         images,
@@ -484,13 +283,11 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         running_var,
         statistics,
         kept,
-        ctx.training,
-        ctx.count_include_pad,
-        ctx.eps,
+        *ctx.options,
         any(needed),
     )
     grad_weights = bank_gradients(rows, values, weights, needed, ctx.dense_grad)
-    return grad_images, None, grad_weights, none, none, None, None, None, None, None
+    return grad_images, None, grad_weights, none, none, *[None] * 6
 
 
-_nb201_cell.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("cwkernels::nb201_cell", _backward, setup_context=_setup_context)

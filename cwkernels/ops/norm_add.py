@@ -5,19 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cwkernels.ops import _library  # noqa: F401
 from cwkernels.ops._compact import first_order_only
 from cwkernels.ops._images import in_channels_last
-from cwkernels.ops._norm import (
-    check_norm,
-    normalize,
-    normalize_backward,
-    norms,
-    per_architecture,
-    reference_normalize,
-    stack,
-    sum_affine,
-)
+from cwkernels.ops._library import register_fake
+from cwkernels.ops._norm import check_norm, norms, per_architecture, reference_normalize
 from cwkernels.ops.backend import current_backend
 
 
@@ -90,8 +81,8 @@ def reference(
     return output.relu() if relu else output
 
 
-@torch.library.custom_op("cwkernels::norm_add", mutates_args=())
-def _norm_add(
+@register_fake("norm_add")
+def _(
     input: Tensor,
     statistics: Tensor,
     scale: Tensor | None,
@@ -101,69 +92,50 @@ def _norm_add(
     training: bool,
     eps: float,
 ) -> Tensor:
-    images = per_architecture(input)
-    outputs = [
-        own if norm is None else normalize(own, norm, eps)
-        for own, norm in zip(images, norms(images, statistics, scale, shift), strict=True)
-    ]
-    output = stack(outputs).reshape(input.shape)
-    if shortcut is not None:
-        output += shortcut
-    return output.relu_() if relu else output
+    return _new_like(input)
 
 
-@_norm_add.register_fake
-def _(input: Tensor, *others: Any) -> Tensor:
-    return torch.empty_like(input)
-
-
-@torch.library.custom_op("cwkernels::norm_add_backward", mutates_args=())
-def _norm_add_backward(
+@register_fake("norm_add_backward")
+def _(
     grad: Tensor,
     input: Tensor,
     statistics: Tensor,
     scale: Tensor | None,
     shift: Tensor | None,
+    output: Tensor | None,
+    relu: bool,
+    shortcut_grad: bool,
     training: bool,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    images = per_architecture(input)
-    grads = grad.reshape(images.shape)
-    gradients = [
-        normalize_backward(own_grad, own, norm, training, eps)
-        for own_grad, own, norm in zip(
-            grads, images, norms(images, statistics, scale, shift), strict=True
-        )
-        if norm is not None
-    ]
-    grad_input = stack([gradient.input for gradient in gradients]).reshape(input.shape)
-    return grad_input, *sum_affine(gradients, scale, input)
-
-
-@_norm_add_backward.register_fake
-def _(
-    grad: Tensor, input: Tensor, statistics: Tensor, scale: Tensor | None, *others: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     affine = (0,) if scale is None else scale.shape
-    return torch.empty_like(input), input.new_empty(affine), input.new_empty(affine)
+    grad_shortcut = _new_like(input) if shortcut_grad else input.new_empty(0)
+    return _new_like(input), input.new_empty(affine), input.new_empty(affine), grad_shortcut
+
+
+def _new_like(images: Tensor) -> Tensor:
+    """Uninitialised, of the images' shape, channels-last in memory."""
+    return images.new_empty(images.movedim(-3, -1).shape).movedim(-1, -3)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, statistics, scale, shift, shortcut, ctx.relu, *ctx.options = inputs
-    ctx.save_for_backward(input, statistics, scale, shift, output if ctx.relu else None)
     ctx.has_shortcut = shortcut is not None
+    # What was rectified is computed again from the input, unless something was added to it.
+    saved = output if ctx.relu and ctx.has_shortcut else None
+    ctx.save_for_backward(input, statistics, scale, shift, saved)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     first_order_only("norm_add")
     input, statistics, scale, shift, output = ctx.saved_tensors
-    if ctx.relu:
-        grad = torch.ops.aten.threshold_backward(grad, output, 0)
-    grad_input, grad_scale, grad_shift = torch.ops.cwkernels.norm_add_backward(
-        grad, input, statistics, scale, shift, *ctx.options
+    masked = ctx.relu and ctx.needs_input_grad[4]
+    grad_input, grad_scale, grad_shift, grad_shortcut = torch.ops.cwkernels.norm_add_backward(
+        grad, input, statistics, scale, shift, output, ctx.relu, masked, *ctx.options
     )
     affine = (None, None) if scale is None else (grad_scale, grad_shift)
-    return grad_input, None, *affine, grad if ctx.has_shortcut else None, None, None, None
+    shortcut = (grad_shortcut if ctx.relu else grad) if ctx.needs_input_grad[4] else None
+    return grad_input, None, *affine, shortcut, None, None, None
 
 
-_norm_add.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("cwkernels::norm_add", _backward, setup_context=_setup_context)

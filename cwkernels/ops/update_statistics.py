@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cwkernels.ops import _library  # noqa: F401
+from cwkernels.ops._library import register_fake
 from cwkernels.ops.backend import current_backend
 
 
@@ -19,7 +19,7 @@ def update_statistics(
     *,
     momentum: float | None = 0.1,
 ) -> None:
-    """Writes batch statistics into running rows, the one operation here that changes its arguments.
+    """Writes batch statistics into running rows; with `sgd` what changes its arguments.
 
     For each batch norm l and architecture a with rows[l, a] >= 0, in order of a, equivalent to what
     `torch.nn.BatchNorm2d` does in training::
@@ -43,21 +43,33 @@ def update_statistics(
         ValueError: if lengths, shapes or dtypes do not fit together, or a row or a count is out of
             range. Nothing is written then.
     """
-    _check(running_mean, running_var, num_batches_tracked, statistics, rows, counts)
-    operation = (
-        reference
-        if current_backend() == "reference"
-        else torch.ops.cwkernels.update_statistics.default
-    )
-    operation(
-        list(running_mean),
-        list(running_var),
-        list(num_batches_tracked),
-        list(statistics),
-        rows,
-        list(counts),
-        momentum,
-    )
+    written = (list(running_mean), list(running_var), list(num_batches_tracked))
+    read = (list(statistics), rows, list(counts))
+    if current_backend() == "reference":
+        _check(*written, *read)
+        reference(*written, *read, momentum)
+    elif torch.compiler.is_compiling():
+        _check(*written, *read)
+        torch.ops.cwkernels.update_statistics.default(*written, *read, momentum)
+    else:
+        _call(written, read, momentum)
+
+
+_Written = tuple[list[Tensor], list[Tensor], list[Tensor]]
+_Read = tuple[list[Tensor], Tensor, list[int]]
+
+
+def _call(written: _Written, read: _Read, momentum: float | None) -> None:
+    """The kernel, which checks all of it itself, in less time; what it refuses is said here."""
+    try:
+        torch.ops.cwkernels.update_statistics.default(*written, *read, momentum)
+    except RuntimeError:
+        _check(*written, *read)
+        _checked_rows(read[1], written[0])
+        raise
+    # A graph that saved them for backward must not run.
+    for tensors in written:
+        torch.autograd.graph.increment_version(tensors)
 
 
 def _fail(argument: str, wanted: str, got: object) -> ValueError:
@@ -130,23 +142,7 @@ def reference(
             running_var[i][row].lerp_(measured[1] * unbias, factor)
 
 
-@torch.library.custom_op(
-    "cwkernels::update_statistics",
-    mutates_args=("running_mean", "running_var", "num_batches_tracked"),
-)
-def _update_statistics(
-    running_mean: list[Tensor],
-    running_var: list[Tensor],
-    num_batches_tracked: list[Tensor],
-    statistics: list[Tensor],
-    rows: Tensor,
-    counts: list[int],
-    momentum: float | None,
-) -> None:
-    reference(running_mean, running_var, num_batches_tracked, statistics, rows, counts, momentum)
-
-
-@_update_statistics.register_fake
+@register_fake("update_statistics")
 def _(
     running_mean: list[Tensor],
     running_var: list[Tensor],

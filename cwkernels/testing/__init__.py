@@ -40,6 +40,7 @@ from cwkernels.testing.inputs import (
 )
 from cwkernels.testing.tolerances import (
     ALLOWANCES,
+    CELL_CONVOLUTIONS,
     LEAST_NONZERO,
     TOLERANCES,
     Allowance,
@@ -48,6 +49,7 @@ from cwkernels.testing.tolerances import (
 
 __all__ = [
     "ALLOWANCES",
+    "CELL_CONVOLUTIONS",
     "LEAST_NONZERO",
     "TOLERANCES",
     "Allowance",

@@ -6,8 +6,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from cwkernels.ops.precision import Precision
 from cwkernels.testing.functions import Expected, Results
-from cwkernels.testing.tolerances import ALLOWANCES, LEAST_NONZERO, TOLERANCES
+from cwkernels.testing.tolerances import (
+    ALLOWANCES,
+    CONVOLUTION_ERRORS,
+    LEAST_NONZERO,
+    TOLERANCES,
+)
 
 
 def relative_error(result: Tensor, reference: Tensor) -> float:
@@ -24,6 +30,8 @@ def assert_close_to_reference(
     *,
     terms: int,
     nonzero: float = LEAST_NONZERO,
+    precision: Precision = "highest",
+    convolutions: int = 1,
 ) -> None:
     """Raises AssertionError unless `result` is as close to `reference` as the table asks.
 
@@ -34,6 +42,8 @@ def assert_close_to_reference(
         stock: the same, computed by stock torch in `result`'s dtype.
         terms: how many products one element sums.
         nonzero: the share of the reference that must not be zero.
+        precision: with which float32 was convolved.
+        convolutions: how many of them follow each other, whose errors add up.
     """
     assert reference.dtype == torch.float64, f"{name}: the reference is {reference.dtype}"
     _assert_comparable(name, result, reference, nonzero)
@@ -42,6 +52,8 @@ def assert_close_to_reference(
     error, stock_error = relative_error(result, reference), relative_error(stock, reference)
     floor = tolerance.floor * torch.finfo(result.dtype).eps * terms**0.5
     bound = max(tolerance.stock * stock_error, floor)
+    if result.dtype == torch.float32:
+        bound = max(bound, convolutions * CONVOLUTION_ERRORS[precision])
     assert error <= bound, (
         f"{name}: relative error {error:.2e}, bound {bound:.2e} "
         f"(stock's error {stock_error:.2e}, floor for {terms} terms {floor:.2e})"
@@ -110,6 +122,8 @@ def assert_as_close(
     *,
     terms: Mapping[str, int],
     nonzero: Mapping[str, float] | None = None,
+    precision: Precision = "highest",
+    convolutions: int = 1,
 ) -> None:
     """Raises AssertionError unless `results` are as close to the reference as stock torch's.
 
@@ -121,13 +135,22 @@ def assert_as_close(
         expected: from `expect`; what the oracle gives is compared.
         terms: by name of the output or gradient, see `assert_close_to_reference`; "" for others.
         nonzero: by name, the share of the reference that must not be zero.
+        precision: with which float32 was convolved.
+        convolutions: how many of them follow each other, whose errors add up.
     """
     for name, reference in expected.reference.items():
         compared = _comparable(name, results[name], reference, expected.stock[name])
         if compared is not None:
             least = (nonzero or {}).get(name, LEAST_NONZERO)
             size = terms[name] if name in terms else terms[""]
-            assert_close_to_reference(name, *compared, terms=size, nonzero=least)
+            assert_close_to_reference(
+                name,
+                *compared,
+                terms=size,
+                nonzero=least,
+                precision=precision,
+                convolutions=convolutions,
+            )
 
 
 def _comparable(

@@ -26,9 +26,10 @@ def cpu_isa(name: str) -> Iterator[None]:
 def poisoned_memory() -> Iterator[None]:
     """Fills each tensor that is allocated inside with NaN, so that what is not written shows.
 
-    It is what `torch.use_deterministic_algorithms` does to uninitialised memory; workspaces of
-    bytes read as NaN too.
+    It is what `torch.use_deterministic_algorithms` does to uninitialised memory. The workspace that
+    the kernels take from their pool reads as NaN, too.
     """
+    torch.ops.cwkernels.poison_workspace(True)
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -36,6 +37,7 @@ def poisoned_memory() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        torch.ops.cwkernels.poison_workspace(False)
 
 
 def why_no_cuda(operation: str | None) -> str | None:

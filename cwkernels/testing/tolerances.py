@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import torch
 
+from cwkernels.ops.precision import Precision
+
 
 class Tolerance(NamedTuple):
     """How far from the float64 reference a tensor may be: the larger of two bounds."""
@@ -21,6 +23,17 @@ TOLERANCES: Mapping[torch.dtype, Tolerance] = {
     torch.float64: Tolerance(stock=2.0, floor=4.0),
 }
 """An operation against the same in float64, beside stock torch: `assert_close_to_reference`."""
+
+CONVOLUTION_ERRORS: Mapping[Precision, float] = {
+    # Winograd's F(4x4, 3x3) adds and subtracts inputs and products with factors up to 3.4, which
+    # enlarges rounding: 5e-7 to 1e-6 for 16 to 128 channels. The rest is room for other data.
+    "high": 2e-5,
+    "highest": 0.0,
+}
+"""The relative error of a tensor that a float32 convolution may have beyond `TOLERANCES`."""
+
+CELL_CONVOLUTIONS = 6
+"""A cell's longest path has three convolutions; a gradient goes through them forward and back."""
 
 
 class Allowance(NamedTuple):

@@ -21,6 +21,11 @@ def test_a_row_for_each_direction() -> None:
     convolution = measure("nb201_1x1_64", batch=2, rounds=1)
     directions = ["forward", "input gradient", "weight gradient"]
     assert [row.direction for row in convolution] == directions
+    both = list(measure("nb201_3x3_16", batch=2, rounds=1))
+    names = ["nb201_3x3_16 high", "nb201_3x3_16 highest"]
+    assert [(row.shape, row.direction) for row in both] == [
+        (name, direction) for direction in directions for name in names
+    ]
 
 
 def test_a_slow_operation_is_seen() -> None:

@@ -224,7 +224,7 @@ def test_opcheck(case: Case) -> None:
     statistics = None if case.norm == "none" else statistics_of(inputs["input"])
     tensors = (leaves["input"], leaves["weight"], statistics)
     affine = (leaves.get("scale"), leaves.get("shift"))
-    options = (case.relu, case.pool, case.stride, True, 1e-5)
+    options = (case.relu, case.pool, case.stride, True, 1e-5, True)
     torch.library.opcheck(torch.ops.cwkernels.conv_norm.default, (*tensors, *affine, *options))
     detached = [t if t is None else t.detach() for t in (*tensors, *affine)]
     gradient = cotangents_of(case)["output"]

@@ -22,8 +22,12 @@ OPERATIONS = {
     "nb201_cell_backward",
     "norm_add",
     "norm_add_backward",
+    "poison_workspace",
+    "release_workspace",
     "set_cpu_isa",
+    "sgd",
     "update_statistics",
+    "workspace_bytes",
 }
 
 

@@ -194,7 +194,7 @@ def test_opcheck(dense_grad: bool) -> None:
     images, selection, weights = tensors["input"][None], select(codes), cell.weights(tensors)
     torch.library.opcheck(
         torch.ops.cwkernels.nb201_cell.default,
-        (images, selection, weights, *cell.running(), True, False, 1e-5, dense_grad, True),
+        (images, selection, weights, *cell.running(), True, False, 1e-5, True, dense_grad, True),
     )
 
 
@@ -203,7 +203,7 @@ def test_opcheck_of_backward() -> None:
     selection = select([EVERYTHING, HAND_PICKED["reaches_no_output"]])
     tensors = cell.inputs()
     arguments = (tensors["input"][None], selection, cell.weights(tensors), *cell.running())
-    options = (True, False, 1e-5)
+    options = (True, False, 1e-5, True)
     _, statistics, _, *saved = torch.ops.cwkernels.nb201_cell(*arguments, *options, True, True)
     gradient = cotangents(cell, selection)["output"]
     torch.library.opcheck(

@@ -34,6 +34,7 @@ from cwkernels.testing.cases.norm_add import (
     stock,
     terms_of,
 )
+from cwkernels.testing.inputs import channels_last
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -50,6 +51,10 @@ CASES = (
     Case("five_architectures", (5, 2, 7, 3, 1), affine=False, shortcut=False),
     Case("evaluation", training=False),
     Case("two_architectures_in_evaluation", (2, 3, 5, 7, 9), training=False, relu=False),
+    # Several blocks of pixels, the last one short; channels that fill their vectors, and not.
+    Case("blocks", (3, 16, 31, 33)),
+    Case("blocks_without_shortcut", (2, 3, 13, 31, 9), shortcut=False),
+    Case("wide", (2, 300, 7, 5), relu=False),
 )
 ARCHITECTURES = [case for case in CASES if len(case.shape) == 5 and case.training]
 
@@ -61,7 +66,7 @@ def expected(case: Case, mean: float) -> Expected:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("mean", [0.0, 30.0])
-def test_is_as_close_as_stock_torch(case: Case, mean: float) -> None:
+def test_is_as_close_as_stock_torch(case: Case, mean: float, device: torch.device) -> None:
     results = evaluate(run(case), inputs_of(case, mean), cotangents_of(case))
     assert_as_close(results, expected(case, mean), terms=terms_of(case))
 
@@ -73,15 +78,16 @@ def test_the_reference_is_stock_torch(case: Case) -> None:
 
 
 @pytest.mark.parametrize("relu", [True, False])
-def test_small_integers_are_exact(relu: bool) -> None:
+@pytest.mark.parametrize("shortcut", [True, False])
+def test_small_integers_are_exact(relu: bool, shortcut: bool, device: torch.device) -> None:
     # Variance 3 and eps 1 make the standard deviation 2, so that all of it is exact.
-    case = Case("exact", relu=relu, training=False, eps=1.0)
+    case = Case("exact", relu=relu, shortcut=shortcut, training=False, eps=1.0)
     inputs = {name: small_integers(*t.shape, seed=7) for name, t in inputs_of(case).items()}
     mean = small_integers(5, seed=8)
 
     def ours(tensors: Tensors) -> Tensors:
         statistics = torch.stack([mean, torch.full_like(mean, 3.0)])
-        named = (tensors[name] for name in ("scale", "shift", "shortcut"))
+        named = (tensors.get(name) for name in ("scale", "shift", "shortcut"))
         output = ops.norm_add(
             tensors["input"], statistics, *named, relu=relu, training=False, eps=1.0
         )
@@ -90,7 +96,7 @@ def test_small_integers_are_exact(relu: bool) -> None:
     def exact(tensors: Tensors) -> Tensors:
         value = (tensors["input"] - mean[:, None, None]) / 2
         value = value * tensors["scale"][:, None, None] + tensors["shift"][:, None, None]
-        value = value + tensors["shortcut"]
+        value = value + tensors["shortcut"] if shortcut else value
         return {"output": F.relu(value) if relu else value}
 
     cotangents = {"output": small_integers(*case.shape, seed=9)}
@@ -100,6 +106,22 @@ def test_small_integers_are_exact(relu: bool) -> None:
         assert result is not None
         assert reference is not None
         assert_bitwise(name, result, reference.float())
+
+
+@pytest.mark.parametrize("name", ["blocks", "blocks_without_shortcut", "wide"])
+def test_any_number_of_threads_gives_the_same(name: str) -> None:
+    case = next(case for case in CASES if case.name == name)
+    inputs, cotangents = inputs_of(case), cotangents_of(case)
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        results.append(evaluate(run(case), inputs, cotangents))
+    torch.set_num_threads(before)
+    for key, one in results[0].items():
+        several = results[1][key]
+        assert one is not None
+        assert several is not None
+        assert_bitwise(key, several, one)
 
 
 @pytest.mark.parametrize("case", ARCHITECTURES, ids=str)
@@ -156,6 +178,57 @@ def test_any_layout_and_expanded_gradients(name: str, expand: bool) -> None:
     output = results["output"]
     assert output is not None
     assert output.movedim(-3, -1).is_contiguous()
+
+
+def averaged(gradient: Tensor) -> Tensor:
+    """As a global average leaves it."""
+    return gradient[..., :1, :1].expand(gradient.shape)
+
+
+def some_pixels(gradient: Tensor) -> Tensor:
+    return gradient.repeat_interleave(2, -1).repeat_interleave(3, -2)[..., 1::3, ::2]
+
+
+def some_channels(gradient: Tensor) -> Tensor:
+    return channels_last(torch.cat([gradient, gradient * 2], -3)).narrow(-3, 0, gradient.shape[-3])
+
+
+def of_other_images(gradient: Tensor) -> Tensor:
+    return gradient.narrow(-4, 0, 1).expand(gradient.shape)
+
+
+@pytest.mark.parametrize("name", ["blocks", "blocks_without_shortcut", "wide"])
+@pytest.mark.parametrize("lay", [averaged, some_pixels, some_channels, of_other_images])
+def test_gradients_are_read_where_they_lie(
+    name: str, lay: Callable[[Tensor], Tensor], device: torch.device, threads: int
+) -> None:
+    case = next(case for case in CASES if case.name == name)
+    inputs, gradient = inputs_of(case), lay(cotangents_of(case)["output"])
+    results = evaluate(run(case), inputs, {"output": gradient})
+    wanted = evaluate(run(case), inputs, {"output": channels_last(gradient)})
+    for key, own in wanted.items():
+        result = results[key]
+        assert own is not None
+        assert result is not None
+        assert_bitwise(key, result, own)
+
+
+def saved_elements(case: Case) -> int:
+    """How many elements a forward pass leaves for backward beside its inputs."""
+    leaves = {name: t.requires_grad_() for name, t in inputs_of(case).items()}
+    inputs = {t.data_ptr() for t in leaves.values()}
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda _: saved[0]):
+        run(case)(leaves)
+    return sum(t.numel() for t in saved if t.data_ptr() not in inputs)
+
+
+def test_the_output_is_saved_only_where_a_shortcut_was_rectified() -> None:
+    statistics, values = 2 * 5, 3 * 5 * 7 * 9
+    for shortcut in (False, True):
+        for relu in (False, True):
+            case = Case("saved", shortcut=shortcut, relu=relu)
+            assert saved_elements(case) == statistics + (values if shortcut and relu else 0)
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 6, 4), (2, 0, 5, 6, 4)], ids=str)
@@ -233,8 +306,11 @@ def test_opcheck(case: Case) -> None:
     )
     affine = [None if tensor is None else tensor.detach() for tensor in others[:2]]
     gradient, input = cotangents_of(case)["output"], inputs["input"].detach()
-    operation = torch.ops.cwkernels.norm_add_backward.default
-    torch.library.opcheck(operation, (gradient, input, statistics, *affine, True, 1e-5))
+    output = dense_random(*case.shape, seed=9) if case.relu and case.shortcut else None
+    torch.library.opcheck(
+        torch.ops.cwkernels.norm_add_backward.default,
+        (gradient, input, statistics, *affine, output, case.relu, case.shortcut, True, 1e-5),
+    )
 
 
 GOOD, STATISTICS, ONES = torch.ones(2, 5, 6, 4), torch.ones(2, 5), torch.ones(5)

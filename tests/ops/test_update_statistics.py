@@ -72,7 +72,9 @@ def stock(norm: int, mean: float, momentum: float | None, dtype: torch.dtype) ->
 @BACKENDS
 @pytest.mark.parametrize("momentum", [0.1, 0.7, None])
 @pytest.mark.parametrize("mean", [0.0, 30.0])
-def test_updates_as_batch_norm_does(backend: Backend, momentum: float | None, mean: float) -> None:
+def test_updates_as_batch_norm_does(
+    backend: Backend, momentum: float | None, mean: float, device: torch.device
+) -> None:
     running = Running()
     with ops.backend(backend):
         running.update([statistics_of(images(norm, mean)) for norm in range(2)], momentum)
@@ -133,6 +135,50 @@ def test_no_momentum_from_zero_is_the_exact_average() -> None:
     torch.testing.assert_close(mean[0], statistics[:, 0].mean(0))
     torch.testing.assert_close(var[0], statistics[:, 1].mean(0) * 24 / 23)
     assert batches.tolist() == [4]
+
+
+def gapped(tensor: Tensor) -> Tensor:
+    """The same numbers, every second one of a larger tensor."""
+    return torch.stack([tensor, torch.full_like(tensor, 99)], -1)[..., 0]
+
+
+@BACKENDS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_layout(backend: Backend, dtype: torch.dtype, device: torch.device) -> None:
+    dense, strided = Running(dtype), Running(dtype)
+    strided.mean = [gapped(tensor) for tensor in strided.mean]
+    strided.var = [gapped(tensor) for tensor in strided.var]
+    strided.batches = [gapped(tensor) for tensor in strided.batches]
+    # One measurement for all architectures, as a batch norm leaves it that they share.
+    measured = [statistics_of(images(norm)[:1]).to(dtype).expand(4, -1, -1) for norm in range(2)]
+    with ops.backend(backend):
+        dense.update([tensor.contiguous() for tensor in measured], 0.3)
+        strided.update([measured[0], gapped(measured[1])], 0.3)
+    for one, other in zip(dense.tensors(), strided.tensors(), strict=True):
+        assert torch.equal(one, other)
+
+
+@BACKENDS
+def test_a_loss_older_than_an_update_is_refused(backend: Backend) -> None:
+    running = Running()
+    weight = torch.ones(SETS[0], CHANNELS[0], requires_grad=True)
+    loss = (weight * running.mean[0]).sum()
+    with ops.backend(backend):
+        running.update([statistics_of(images(norm)) for norm in range(2)], 0.3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_what_the_kernel_refuses_by_itself_changes_nothing() -> None:
+    """A compiled graph calls it without the checks of rows before it."""
+    running, before = Running(), Running()
+    statistics = [torch.ones(4, 2, channels) for channels in CHANNELS]
+    rows = torch.tensor([[2, 0, 2, 2], [1, -1, 1, 2]])
+    arguments = (running.mean, running.var, running.batches, statistics, rows, [24, 12], 0.1)
+    with refused(RuntimeError, "update_statistics: rows[1]: wanted rows in [-1, 2), got 2"):
+        torch.ops.cwkernels.update_statistics(*arguments)
+    for old, new in zip(before.tensors(), running.tensors(), strict=True):
+        assert torch.equal(old, new)
 
 
 def test_nothing_to_update() -> None:

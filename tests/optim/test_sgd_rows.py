@@ -8,6 +8,7 @@ import pytest
 import torch
 from optim_cases import DECAY, LR, MOMENTUM, HandSGD, Toy, row_gradient
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cwkernels as cw
 from cwkernels.nn import Bank
@@ -179,6 +180,34 @@ def test_a_bank_that_never_trained_grows_too() -> None:
     backward(net, [4], 0)
     optimizer.step()
     assert momentum_of(optimizer, net.weight).shape == (5, 2, 3)
+
+
+class Calls(TorchDispatchMode):
+    """The names of the operations that are called inside."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.names.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rows", [[1], [2, 0]])
+def test_a_step_is_one_call_for_each_group(rows: list[int]) -> None:
+    net = Toy()
+    optimizer = optimizer_of(net)
+    for seed in range(2):
+        optimizer.zero_grad()
+        backward(net, rows, seed)
+        with Calls() as calls:
+            optimizer.step()
+    assert calls.names.count("cwkernels::sgd") == len(optimizer.param_groups) == 2
+    others = {name for name in calls.names if name.startswith("aten::")}
+    assert others <= {"aten::_indices", "aten::_values", "aten::_nnz", "aten::detach"}
 
 
 RECIPES = [

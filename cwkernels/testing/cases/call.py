@@ -20,6 +20,7 @@ class Call:
         inputs: makes the inputs by name, as float32.
         cotangents: makes the gradients of the outputs by name; none if there is no backward pass.
         terms: of `assert_as_close`.
+        convolutions: of `assert_as_close`, for those that may run by Winograd; 0 if none may.
     """
 
     operation: str
@@ -29,6 +30,7 @@ class Call:
     inputs: Callable[[], dict[str, Tensor]]
     cotangents: Callable[[], dict[str, Tensor]]
     terms: Mapping[str, int]
+    convolutions: int = 0
 
     def __str__(self) -> str:
         """For the ids of parametrised tests."""

@@ -153,4 +153,4 @@ def _call(case: Case) -> Call:
 
     plain = stock(case, statistics_too=False)
     cotangents = partial(cotangents_of, case)
-    return Call("conv_norm", case.name, run(case), plain, inputs, cotangents, terms_of(case))
+    return Call("conv_norm", case.name, run(case), plain, inputs, cotangents, terms_of(case), 1)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cwkernels import ops
+from cwkernels.ops.precision import Precision
 from cwkernels.spaces.macro import CANDIDATES, HEAD, LAYERS, STEM, Convolution, convolutions
 from cwkernels.testing.functions import Function, Tensors
 from cwkernels.testing.inputs import Draw, channels_last
@@ -94,12 +95,13 @@ class ConvCase:
         }
 
 
-def run(case: ConvCase) -> Function:
+def run(case: ConvCase, precision: Precision = "highest") -> Function:
     """The operation."""
 
     def function(tensors: Tensors) -> Tensors:
         input, weight, rows = (tensors[name] for name in ("input", "weight", "rows"))
-        output = ops.gather_conv(input, weight, rows, stride=case.stride, groups=case.groups)
+        with ops.float32_conv_precision(precision):
+            output = ops.gather_conv(input, weight, rows, stride=case.stride, groups=case.groups)
         return {"output": output}
 
     return function

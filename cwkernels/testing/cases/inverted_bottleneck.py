@@ -77,7 +77,8 @@ class Layer:
 
     def running(self, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor]]:
         """Running means and variances."""
-        return _draw_running(self, dtype)
+        mean, var = _draw_running(self, dtype)
+        return [*mean], [*var]
 
     @property
     def output_shape(self) -> tuple[int, ...]:

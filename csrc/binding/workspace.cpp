@@ -1,0 +1,121 @@
+#include "workspace.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/headeronly/util/Exception.h>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <vector>
+
+namespace cwkernels {
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+
+struct Piece {
+  void* data;
+  size_t bytes;
+};
+
+// The pieces that no call uses now. A call takes the smallest that fits, else a new one in place of
+// the largest, which is too small: the pool holds one piece for each call that ran at a time.
+struct Pool {
+  std::mutex mutex;
+  std::vector<Piece> idle;
+  int64_t bytes = 0;  // of all pieces, used ones too
+  std::atomic<bool> poisoned{false};
+};
+
+// Never destroyed: an autograd thread may outlive main.
+Pool& pool() {
+  static Pool& instance = *new Pool;
+  return instance;
+}
+
+void release(Piece piece) {
+  pool().bytes -= static_cast<int64_t>(piece.bytes);
+  std::free(piece.data);
+}
+
+int64_t workspace_bytes() {
+  const std::lock_guard<std::mutex> lock(pool().mutex);
+  return pool().bytes;
+}
+
+void release_workspace() {
+  const std::lock_guard<std::mutex> lock(pool().mutex);
+  for (const Piece& piece : pool().idle) release(piece);
+  pool().idle.clear();
+}
+
+// Scratch begins as NaN, so that what is read before it is written shows. For tests.
+void poison_workspace(bool poisoned) { pool().poisoned = poisoned; }
+
+}  // namespace
+
+void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const auto begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
+  const auto end =
+      (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kHugePage * kHugePage;
+  // Advice that is refused costs nothing.
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+Workspace::Workspace(int64_t bytes) : data_(nullptr), bytes_((bytes + 63) / 64 * 64) {
+  if (bytes_ == 0) return;
+  {
+    const std::lock_guard<std::mutex> lock(pool().mutex);
+    std::vector<Piece>& idle = pool().idle;
+    size_t best = idle.size(), largest = 0;
+    for (size_t i = 0; i < idle.size(); ++i) {
+      if (idle[i].bytes > idle[largest].bytes) largest = i;
+      const bool fits = idle[i].bytes >= bytes_;
+      if (fits && (best == idle.size() || idle[i].bytes < idle[best].bytes)) best = i;
+    }
+    if (best == idle.size() && !idle.empty()) {
+      release(idle[largest]);
+      idle.erase(idle.begin() + static_cast<std::ptrdiff_t>(largest));
+    } else if (best < idle.size()) {
+      data_ = idle[best].data;
+      bytes_ = idle[best].bytes;
+      idle.erase(idle.begin() + static_cast<std::ptrdiff_t>(best));
+    }
+    if (!data_) {
+      const size_t alignment = bytes_ >= kHugePage ? kHugePage : 64;
+      bytes_ = (bytes_ + alignment - 1) / alignment * alignment;
+      data_ = std::aligned_alloc(alignment, bytes_);
+      advise_huge_pages(data_, static_cast<int64_t>(bytes_));
+      STD_TORCH_CHECK(data_, "cwkernels: no memory for ", bytes_, " bytes of workspace");
+      pool().bytes += static_cast<int64_t>(bytes_);
+    }
+  }
+  if (pool().poisoned) std::memset(data_, 0xff, bytes_);
+}
+
+Workspace::~Workspace() {
+  if (!data_) return;
+  const std::lock_guard<std::mutex> lock(pool().mutex);
+  pool().idle.push_back({data_, bytes_});
+}
+
+}  // namespace cwkernels
+
+STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
+  m.def("workspace_bytes() -> int");
+  m.def("release_workspace() -> ()");
+  m.def("poison_workspace(bool poisoned) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(cwkernels, CompositeExplicitAutograd, m) {
+  m.impl("workspace_bytes", TORCH_BOX(&cwkernels::workspace_bytes));
+  m.impl("release_workspace", TORCH_BOX(&cwkernels::release_workspace));
+  m.impl("poison_workspace", TORCH_BOX(&cwkernels::poison_workspace));
+}

@@ -1,0 +1,308 @@
+#include "nb201_cell.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../binding/cpu.h"
+#include "../binding/images.h"
+#include "../binding/workspace.h"
+
+// Images are [A or 1, N, C, H, W]; banks come edge by edge: 1 x 1, 3 x 3 and, in networks with a
+// skip projection, that one.
+namespace cwkernels {
+namespace {
+
+using torch::headeronly::ScalarType;
+using Tensors = std::vector<Tensor>;
+
+constexpr int kSources[kCellEdges] = {0, 0, 1, 0, 1, 2};
+constexpr int kTargets[kCellEdges] = {1, 2, 2, 3, 3, 3};
+
+// Drops the edges that cannot carry anything from the input to the output.
+void drop_dead(CellPlan& plan) {
+  bool fed[kCellNodes] = {true}, reaches[kCellNodes] = {false, false, false, true};
+  for (int e = 0; e < kCellEdges; ++e) {
+    fed[kTargets[e]] |= plan.edges[e].code != CellCode::none && fed[kSources[e]];
+  }
+  for (int e = kCellEdges - 1; e >= 0; --e) {
+    reaches[kSources[e]] |= plan.edges[e].code != CellCode::none && reaches[kTargets[e]];
+  }
+  for (int e = 0; e < kCellEdges; ++e) {
+    if (!fed[kSources[e]] || !reaches[kTargets[e]]) plan.edges[e].code = CellCode::none;
+  }
+}
+
+int64_t bank_of(CellCode code, int64_t per_edge) {
+  switch (code) {
+    case CellCode::conv_1x1: return 0;
+    case CellCode::conv_3x3: return 1;
+    case CellCode::skip: return per_edge == kCellBanks ? 2 : -1;
+    default: return -1;
+  }
+}
+
+// A node with one incoming edge, a plain skip, is the node that the skip comes from.
+void find_origins(CellPlan& plan) {
+  for (int n = 0; n < kCellNodes; ++n) plan.origins[n] = n;
+  for (int n = 1; n < kCellNodes; ++n) {
+    int count = 0, only = 0;
+    for (int e = 0; e < kCellEdges; ++e) {
+      if (kTargets[e] != n || plan.edges[e].code == CellCode::none) continue;
+      ++count;
+      only = e;
+    }
+    const CellEdge& edge = plan.edges[only];
+    if (count == 1 && edge.code == CellCode::skip && edge.bank < 0) {
+      plan.origins[n] = plan.origins[kSources[only]];
+    }
+  }
+}
+
+// What is kept for backward, from row `kept` on: raw outputs of convolutions that are normalised,
+// inner nodes that a convolution leaves. Returns the next row.
+int64_t place_kept(CellPlan& plan, int64_t kept) {
+  bool read[kCellNodes] = {};
+  for (int e = 0; e < kCellEdges; ++e) {
+    CellEdge& edge = plan.edges[e];
+    const bool normalised = edge.code == CellCode::conv_1x1 || edge.code == CellCode::conv_3x3;
+    edge.raw = normalised ? kept++ : -1;
+    read[plan.origins[kSources[e]]] |= edge.bank >= 0;
+  }
+  for (int n = 0; n < kCellNodes; ++n) plan.nodes[n] = n > 0 && read[n] ? kept++ : -1;
+  return kept;
+}
+
+struct Plans {
+  std::vector<CellPlan> plans;
+  int64_t kept = 0;  // rows
+};
+
+Plans make_plans(const char* name, const Tensor& selection, const Tensors& weights) {
+  CWK_CHECK(selection.dim() == 3 && selection.size(1) == kCellEdges && selection.size(2) == 2 &&
+                selection.scalar_type() == ScalarType::Long && selection.is_cpu(),
+            name, "selection", "int64 [A, 6, 2] on the CPU", describe(selection));
+  const Tensor dense = torch::stable::contiguous(selection);
+  const int64_t* values = static_cast<const int64_t*>(dense.const_data_ptr());
+  const int64_t per_edge = static_cast<int64_t>(weights.size()) / kCellEdges;
+  Plans result;
+  for (int64_t a = 0; a < selection.size(0); ++a) {
+    CellPlan plan{};
+    for (int e = 0; e < kCellEdges; ++e) {
+      const int64_t code = values[(a * kCellEdges + e) * 2];
+      const int64_t row = values[(a * kCellEdges + e) * 2 + 1];
+      const int64_t sets = weights[e * per_edge].size(0);
+      const std::string argument = "selection[" + std::to_string(e) + "]";
+      CWK_CHECK(code >= 0 && code <= 4, name, argument, "a code in [0, 5)", code);
+      CWK_CHECK(row >= 0 && row < sets, name, argument,
+                "a row in [0, " + std::to_string(sets) + ")", row);
+      plan.edges[e].code = static_cast<CellCode>(code);
+      plan.edges[e].row = row;
+    }
+    drop_dead(plan);
+    for (CellEdge& edge : plan.edges) edge.bank = bank_of(edge.code, per_edge);
+    find_origins(plan);
+    result.kept = place_kept(plan, result.kept);
+    result.plans.push_back(plan);
+  }
+  return result;
+}
+
+void check(const char* name, const Tensor& images, const Tensor& selection, const Tensors& weights,
+           const Tensors& running_mean, const Tensors& running_var, bool training) {
+  const auto dtype = images.scalar_type();
+  CWK_CHECK(images.dim() == 5 && (dtype == ScalarType::Float || dtype == ScalarType::Double) &&
+                (images.size(0) == 1 || images.size(0) == selection.size(0)),
+            name, "input", "float32 or float64 [A or 1, N, C, H, W]", describe(images));
+  CWK_CHECK(weights.size() == 12 || weights.size() == 18, name, "weights", "12 or 18 banks",
+            weights.size());
+  const size_t running = training ? 0 : 12, per_edge = weights.size() / kCellEdges;
+  CWK_CHECK(
+      (training || running_mean.size() == running) && (training || running_var.size() == running),
+      name, "running_mean, running_var", running, running_mean.size());
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const int64_t c = images.size(2), size = i % per_edge == 1 ? 3 : 1;
+    const Tensor& bank = weights[i];
+    CWK_CHECK(bank.dim() == 5 && bank.is_contiguous() && bank.size(1) == c && bank.size(2) == c &&
+                  bank.size(3) == size && bank.size(4) == size &&
+                  bank.size(0) == weights[i / per_edge * per_edge].size(0) &&
+                  bank.scalar_type() == dtype,
+              name, "weights[" + std::to_string(i) + "]", "a contiguous bank [S, C, C, R, R]",
+              describe(bank));
+  }
+  for (const Tensors* group : {&running_mean, &running_var}) {
+    for (size_t i = 0; !training && i < group->size(); ++i) {
+      const Tensor& own = (*group)[i];
+      CWK_CHECK(own.is_contiguous() && own.scalar_type() == dtype &&
+                    own.numel() == weights[i / 2 * per_edge].size(0) * images.size(2),
+                name, "running statistics [" + std::to_string(i) + "]", "contiguous [S, C]",
+                describe(own));
+    }
+  }
+}
+
+NB201CellParams prepare(const Tensor& images, const Plans& plans, const Tensors& weights,
+                        const Tensors& running_mean, const Tensors& running_var, bool training,
+                        bool count_include_pad, double eps, bool winograd) {
+  NB201CellParams params{};
+  params.input = images.const_data_ptr();
+  params.plans = plans.plans.data();
+  const size_t per_edge = weights.size() / kCellEdges;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    params.weights[i / per_edge][i % per_edge] = weights[i].const_data_ptr();
+  }
+  for (size_t i = 0; !training && i < running_mean.size(); ++i) {
+    params.running_mean[i / 2][i % 2] = running_mean[i].const_data_ptr();
+    params.running_var[i / 2][i % 2] = running_var[i].const_data_ptr();
+  }
+  params.architectures = static_cast<int64_t>(plans.plans.size());
+  params.shared = images.size(0) == 1;
+  params.images = images.size(1);
+  params.channels = images.size(2);
+  params.height = images.size(3);
+  params.width = images.size(4);
+  params.eps = eps;
+  params.training = training;
+  params.count_include_pad = count_include_pad;
+  params.winograd = winograd;
+  params.double_precision = images.scalar_type() == ScalarType::Double;
+  params.parallel = cpu_parallel();
+  return params;
+}
+
+Tensor images_like(const Tensor& images, int64_t count) {
+  return new_images(images,
+                    {count, images.size(1), images.size(3), images.size(4), images.size(2)});
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& selection,
+                                                   const Tensors& weights,
+                                                   const Tensors& running_mean,
+                                                   const Tensors& running_var, bool training,
+                                                   bool count_include_pad, double eps,
+                                                   bool winograd, bool /*dense_grad*/, bool keep) {
+  check("nb201_cell", input, selection, weights, running_mean, running_var, training);
+  const Plans plans = make_plans("nb201_cell", selection, weights);
+  const Tensor images = dense_images(input);
+  NB201CellParams params = prepare(images, plans, weights, running_mean, running_var, training,
+                                   count_include_pad, eps, winograd);
+  const int64_t a = params.architectures;
+  Tensor output = images_like(images, a);
+  Tensor kept = images_like(images, keep ? plans.kept : 0);
+  Tensor statistics =
+      torch::stable::new_zeros(images, std::vector<int64_t>{a, kCellEdges, 2, params.channels});
+  Tensor own = torch::stable::new_zeros(images, std::vector<int64_t>{a, 2, params.channels});
+  if (output.numel() == 0) return {output, statistics, own, kept};
+  params.output = output.mutable_data_ptr();
+  params.statistics = statistics.mutable_data_ptr();
+  params.output_statistics = own.mutable_data_ptr();
+  params.kept = keep ? kept.mutable_data_ptr() : nullptr;
+  const Isa isa = cpu_isa();
+  const Workspace workspace(CWK_CALL_CPU(isa, nb201_cell_workspace, params));
+  params.workspace = workspace.data();
+  CWK_CALL_CPU(isa, nb201_cell, params);
+  return {output, statistics, own, kept};
+}
+
+// The rows of each bank that the architectures read, sorted, and which of them each one writes.
+std::vector<std::vector<int64_t>> place_gradients(Plans& plans, size_t banks) {
+  const size_t per_edge = banks / kCellEdges;
+  std::vector<std::vector<int64_t>> rows(banks);
+  const auto each = [&](const auto& f) {
+    for (CellPlan& plan : plans.plans) {
+      for (int e = 0; e < kCellEdges; ++e) {
+        CellEdge& edge = plan.edges[e];
+        if (edge.bank >= 0) f(edge, rows[e * per_edge + edge.bank]);
+      }
+    }
+  };
+  each([](const CellEdge& edge, std::vector<int64_t>& own) { own.push_back(edge.row); });
+  for (std::vector<int64_t>& own : rows) {
+    std::sort(own.begin(), own.end());
+    own.erase(std::unique(own.begin(), own.end()), own.end());
+  }
+  std::vector<std::vector<bool>> written(banks);
+  for (size_t i = 0; i < banks; ++i) written[i].resize(rows[i].size());
+  each([&](CellEdge& edge, std::vector<int64_t>& own) {
+    edge.slot = std::lower_bound(own.begin(), own.end(), edge.row) - own.begin();
+    std::vector<bool>& marks = written[&own - rows.data()];
+    edge.again = marks[edge.slot];
+    marks[edge.slot] = true;
+  });
+  return rows;
+}
+
+std::tuple<Tensor, Tensors, Tensors> backward(const Tensor& grad, const Tensor& input,
+                                              const Tensor& selection, const Tensors& weights,
+                                              const Tensors& running_mean,
+                                              const Tensors& running_var, const Tensor& statistics,
+                                              const Tensor& kept, bool training,
+                                              bool count_include_pad, double eps, bool winograd,
+                                              bool need_weights) {
+  const char* name = "nb201_cell_backward";
+  check(name, input, selection, weights, running_mean, running_var, training);
+  Plans plans = make_plans(name, selection, weights);
+  const Tensor images = dense_images(input), grad_output = dense_images(grad);
+  const int64_t a = static_cast<int64_t>(plans.plans.size());
+  CWK_CHECK(grad.dim() == 5 && grad.size(0) == a && grad.size(1) == images.size(1) &&
+                grad.size(2) == images.size(2) && grad.size(3) == images.size(3) &&
+                grad.size(4) == images.size(4) && grad.scalar_type() == images.scalar_type(),
+            name, "grad", "the shape and dtype of nb201_cell's output", describe(grad));
+  CWK_CHECK(kept.dim() == 5 && kept.size(0) == plans.kept && channels_behind(kept).is_contiguous(),
+            name, "kept", "what nb201_cell kept", describe(kept));
+  CWK_CHECK(statistics.is_contiguous() && statistics.numel() == a * 12 * images.size(2), name,
+            "statistics", "those of nb201_cell", describe(statistics));
+  const auto all_rows = place_gradients(plans, weights.size());
+  NB201CellParams params = prepare(images, plans, weights, running_mean, running_var, training,
+                                   count_include_pad, eps, winograd);
+  Tensors rows, values;
+  const size_t per_edge = weights.size() / kCellEdges;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const int64_t count = need_weights ? static_cast<int64_t>(all_rows[i].size()) : 0;
+    Tensor own = torch::stable::new_empty(selection, std::vector<int64_t>{count});
+    std::copy_n(all_rows[i].begin(), count, static_cast<int64_t*>(own.mutable_data_ptr()));
+    const int64_t c = images.size(2), size = weights[i].size(3);
+    Tensor value = torch::stable::new_empty(images, std::vector<int64_t>{count, c, c, size, size});
+    params.grad_weights[i / per_edge][i % per_edge] = count ? value.mutable_data_ptr() : nullptr;
+    rows.push_back(own);
+    values.push_back(value);
+  }
+  Tensor grad_input = images_like(images, images.size(0));
+  if (images.numel() == 0) {
+    for (Tensor& value : values) torch::stable::zero_(value);
+    return {grad_input, rows, values};
+  }
+  params.need_weights = need_weights;
+  params.grad_output = grad_output.const_data_ptr();
+  params.grad_input = grad_input.mutable_data_ptr();
+  params.statistics = const_cast<void*>(statistics.const_data_ptr());
+  params.kept = const_cast<void*>(kept.const_data_ptr());
+  const Isa isa = cpu_isa();
+  const Workspace workspace(CWK_CALL_CPU(isa, nb201_cell_backward_workspace, params));
+  params.workspace = workspace.data();
+  CWK_CALL_CPU(isa, nb201_cell_backward, params);
+  return {grad_input, rows, values};
+}
+
+}  // namespace
+}  // namespace cwkernels
+
+STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
+  m.def(
+      "nb201_cell(Tensor input, Tensor selection, Tensor[] weights, Tensor[] running_mean, "
+      "Tensor[] running_var, bool training, bool count_include_pad, float eps, bool winograd, "
+      "bool dense_grad, bool keep) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "nb201_cell_backward(Tensor grad, Tensor input, Tensor selection, Tensor[] weights, "
+      "Tensor[] running_mean, Tensor[] running_var, Tensor statistics, Tensor kept, bool training, "
+      "bool count_include_pad, float eps, bool winograd, bool need_weights) -> (Tensor, Tensor[], "
+      "Tensor[])");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(cwkernels, CPU, m) {
+  m.impl("nb201_cell", TORCH_BOX(&cwkernels::forward));
+  m.impl("nb201_cell_backward", TORCH_BOX(&cwkernels::backward));
+}

@@ -1,0 +1,143 @@
+#include "update_statistics.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+#include <vector>
+
+#include "../binding/checks.h"
+#include "../binding/cpu.h"
+
+namespace cwkernels {
+namespace {
+
+using torch::headeronly::ScalarType;
+using Tensors = std::vector<Tensor>;
+
+constexpr const char* kName = "update_statistics";
+
+std::string entry(const char* list, size_t i) {
+  return std::string(list) + "[" + std::to_string(i) + "]";
+}
+
+void check_entry(const char* list, size_t i, const Tensor& tensor, ScalarType dtype,
+                 const std::vector<int64_t>& shape) {
+  bool fits = tensor.scalar_type() == dtype && tensor.dim() == static_cast<int64_t>(shape.size()) &&
+              tensor.is_cpu();
+  for (size_t d = 0; fits && d < shape.size(); ++d) {
+    fits = tensor.size(static_cast<int64_t>(d)) == shape[d];
+  }
+  if (fits) return;
+  std::string wanted = "the dtype of running_mean (of a counter: int64) on the CPU, ";
+  for (const int64_t size : shape) wanted.append(std::to_string(size)).append(" ");
+  CWK_CHECK(false, kName, entry(list, i), wanted, dtype_name(tensor) + (" " + describe(tensor)));
+}
+
+void check_length(const char* list, size_t length, size_t wanted) {
+  CWK_CHECK(length == wanted, kName, list, "as many entries as running_mean", length);
+}
+
+void check(const Tensors& mean, const Tensors& var, const Tensors& batches,
+           const Tensors& statistics, const Tensor& rows, const std::vector<int64_t>& counts) {
+  check_length("running_var", var.size(), mean.size());
+  check_length("num_batches_tracked", batches.size(), mean.size());
+  check_length("statistics", statistics.size(), mean.size());
+  check_length("counts", counts.size(), mean.size());
+  CWK_CHECK(rows.scalar_type() == ScalarType::Long && rows.dim() == 2 && rows.is_cpu() &&
+                rows.size(0) == static_cast<int64_t>(mean.size()),
+            kName, "rows", "int64 [L, A] on the CPU", dtype_name(rows) + (" " + describe(rows)));
+  for (size_t i = 0; i < mean.size(); ++i) {
+    const auto dtype = mean[i].scalar_type();
+    CWK_CHECK(mean[i].dim() == 2 && mean[i].is_cpu() &&
+                  (dtype == ScalarType::Float || dtype == ScalarType::Double),
+              kName, entry("running_mean", i), "float32 or float64 [S, C] on the CPU",
+              dtype_name(mean[i]) + (" " + describe(mean[i])));
+    const int64_t sets = mean[i].size(0), channels = mean[i].size(1);
+    check_entry("running_var", i, var[i], dtype, {sets, channels});
+    check_entry("num_batches_tracked", i, batches[i], ScalarType::Long, {sets});
+    check_entry("statistics", i, statistics[i], dtype, {rows.size(1), 2, channels});
+    CWK_CHECK(counts[i] >= 1, kName, entry("counts", i), "at least 1", counts[i]);
+  }
+}
+
+void check_range(const int64_t* rows, int64_t architectures, const Tensors& mean) {
+  for (size_t i = 0; i < mean.size(); ++i) {
+    for (int64_t a = 0; a < architectures; ++a, ++rows) {
+      CWK_CHECK(*rows >= -1 && *rows < mean[i].size(0), kName, entry("rows", i),
+                "rows in [-1, " + std::to_string(mean[i].size(0)) + ")", *rows);
+    }
+  }
+}
+
+// Tensors as the kernel writes them, and back to where they lie if that has gaps.
+class Written {
+ public:
+  explicit Written(const Tensors& tensors) : tensors_(tensors), dense_(tensors) {
+    for (Tensor& tensor : dense_) {
+      if (!tensor.is_contiguous()) tensor = torch::stable::contiguous(tensor);
+    }
+  }
+
+  void* pointer(size_t i) { return dense_[i].mutable_data_ptr(); }
+
+  void write_back() {
+    for (size_t i = 0; i < dense_.size(); ++i) {
+      if (!tensors_[i].is_contiguous()) torch::stable::copy_(tensors_[i], dense_[i]);
+    }
+  }
+
+ private:
+  Tensors tensors_, dense_;
+};
+
+// As it is if mean and variance of an architecture lie side by side; a batch norm that all
+// architectures share is measured once and expanded.
+Tensor side_by_side(const Tensor& statistics) {
+  const bool dense = statistics.stride(2) == 1 && statistics.stride(1) == statistics.size(2);
+  return dense ? statistics : torch::stable::contiguous(statistics);
+}
+
+void update_statistics_cpu(Tensors running_mean, Tensors running_var, Tensors batches,
+                           Tensors statistics, const Tensor& rows_any, std::vector<int64_t> counts,
+                           std::optional<double> momentum) {
+  check(running_mean, running_var, batches, statistics, rows_any, counts);
+  const Tensor rows = torch::stable::contiguous(rows_any);
+  const int64_t* row_of = static_cast<const int64_t*>(rows.const_data_ptr());
+  check_range(row_of, rows.size(1), running_mean);
+  Written mean(running_mean), var(running_var), tracked(batches);
+  std::vector<StatisticsTarget> targets(running_mean.size());
+  for (size_t i = 0; i < targets.size(); ++i) {
+    statistics[i] = side_by_side(statistics[i]);
+    StatisticsTarget& target = targets[i];
+    target.double_precision = running_mean[i].scalar_type() == ScalarType::Double;
+    target.running_mean = mean.pointer(i);
+    target.running_var = var.pointer(i);
+    target.num_batches_tracked = static_cast<int64_t*>(tracked.pointer(i));
+    target.statistics = statistics[i].const_data_ptr();
+    target.statistics_stride = statistics[i].stride(0);
+    target.channels = running_mean[i].size(1);
+    target.count = counts[i];
+  }
+  UpdateStatisticsParams params{};
+  params.targets = targets.data();
+  params.rows = row_of;
+  params.norms = rows.size(0);
+  params.architectures = rows.size(1);
+  params.momentum = momentum.value_or(-1);
+  CWK_CALL_CPU(cpu_isa(), update_statistics, params);
+  for (Written* written : {&mean, &var, &tracked}) written->write_back();
+}
+
+}  // namespace
+}  // namespace cwkernels
+
+STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
+  m.def(
+      "update_statistics(Tensor(a!)[] running_mean, Tensor(b!)[] running_var, "
+      "Tensor(c!)[] num_batches_tracked, Tensor[] statistics, Tensor rows, SymInt[] counts, "
+      "float? momentum) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(cwkernels, CPU, m) {
+  m.impl("update_statistics", TORCH_BOX(&cwkernels::update_statistics_cpu));
+}
