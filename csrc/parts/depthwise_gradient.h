@@ -112,7 +112,7 @@ class DepthwiseGradient {
     const int64_t left = channels - c, width = source_.width;
     const int64_t value_plane = source_.pixels() * kLanes<T>;
     const int64_t result_plane = source_pixels() * kLanes<T>;
-    const bool whole = V > 1 && streams(source_gradient, channels);
+    const bool whole = streams(source_gradient + c, channels, min(V * kLanes<T>, left));
     const T* result = results_ + w * result_size() + first * result_plane;
     int64_t at = image * source_pixels() * channels + c;
     Vector<T> sum[V] = {}, product[V] = {}, center[V];

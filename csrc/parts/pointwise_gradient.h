@@ -251,7 +251,7 @@ class ProjectGradient {
   CWK_INLINE void pass_vectors(const Band& band, int64_t c, int64_t own, int64_t w, const T* raw,
                                const T* mean, T* wide_gradient, T* partial) const {
     const int64_t wide = panels_.channels;
-    const bool whole = V > 1 && streams(wide_gradient, wide);
+    const bool whole = streams(wide_gradient + c, wide, min(V * kLanes<T>, wide - c));
     const T* values = source_ + w * kBandPixels * kBlockPitch + own;
     const T* results = result_ + w * kBandPixels * kBlockPitch + own;
     Vector<T> sum[V] = {}, product[V] = {}, center[V];
