@@ -6,7 +6,7 @@ NATIVE := $(wildcard csrc/*/*.h csrc/*/*.in csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.c
 OVERHEAD ?=
 PYTEST ?=
 
-.PHONY: overhead test mutants kernels check lint build wheel abi-check installs clean
+.PHONY: overhead test mutants sanitize kernels figures check lint build wheel abi-check installs clean
 
 overhead: build
 	$(BIN) -m bench.overhead $(OVERHEAD)
@@ -22,8 +22,23 @@ lint: build
 mutants: build
 	$(BIN) tests/mutants/run.py
 
+# The CPU kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
+sanitize: $(VENV)/installed
+	$(BIN) tests/native/sanitize.py
+
 kernels: build
 	$(BIN) -m bench.kernels
+
+# Measures everything anew, which takes half an hour of a quiet machine, and renews the tables of
+# README.md and docs/performance.md from the records.
+figures: build
+	$(BIN) -m bench.kernels --json bench/results/kernels_cpu.json
+	$(BIN) -m bench.peers --json bench/results/peers_cpu.json
+	$(BIN) -m bench.overhead --steps 16 --json bench/results/overhead_cpu.json \
+		--plot bench/results/overhead_cpu.png
+	$(BIN) -m bench.scaling --json bench/results/scaling_cpu.json \
+		--plot bench/results/scaling_cpu.png
+	$(BIN) -m bench.figures
 
 # Before a commit, in under two minutes: a random tenth of the tests, but for the slow ones.
 check: lint

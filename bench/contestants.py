@@ -1,7 +1,8 @@
 """What is compared: a super-network, its optimizer and one training step of both."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import cwkernels as cw
-from bench.peers import (
+from bench.stock_networks import (
     MACRO_CANDIDATES,
     MACRO_LAYERS,
     NB201_CANDIDATES,
@@ -28,7 +29,20 @@ CONTESTANTS: Mapping[str, str] = {
     "stock_nchw": "stock torch, NCHW",
     "stock_channels_last": "stock torch, channels-last",
 }
-"""Names of the contestants and what the tables call them."""
+"""Names of the contestants of `bench/overhead.py` and what the tables call them."""
+
+PEERS: Mapping[str, str] = {
+    "ours": "cwkernels",
+    "ours_split": "cwkernels, split",
+    "ours_highest": "cwkernels, precision highest",
+    "stock_nchw": "stock torch, NCHW",
+    "stock_channels_last": "stock torch, channels-last",
+    "stock_bf16": "stock torch, channels-last, bf16",
+    "stock_compiled": "stock torch, candidates compiled",
+    "authors_split": "authors' way, split",
+    "ours_recompute": "cwkernels, recompute",
+}
+"""Names of the contestants of `bench/peers.py` and what the tables call them."""
 
 LEARNING_RATE = 0.025
 MOMENTUM = 0.9
@@ -44,16 +58,25 @@ class Contestant:
         optimizer: of the network's parameters.
         memory_format: the layout in which it takes images.
         keeps_gradients: gradients are zeroed between steps, not dropped.
+        context: what forward and loss run in: a precision, or autocast.
     """
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
     memory_format: torch.memory_format = torch.channels_last
     keeps_gradients: bool = False
+    context: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def loss(self, images: Tensor, labels: Tensor, architecture: Tensor) -> Tensor:
         """Cross entropy of the forward pass."""
-        return F.cross_entropy(self.network(images, architecture), labels)
+        with self.context():
+            return F.cross_entropy(self.network(images, architecture), labels)
+
+    def infer(self, images: Tensor, architecture: Tensor) -> Tensor:
+        """The forward pass without gradients, in the mode that the network is in."""
+        with torch.no_grad(), self.context():
+            logits: Tensor = self.network(images, architecture)
+        return logits
 
     def step(self, images: Tensor, labels: Tensor, architecture: Tensor) -> None:
         """One training step: forward, loss, backward, optimizer."""
@@ -65,11 +88,38 @@ class Contestant:
 def build(contestant: str, network: str, device: torch.device) -> Contestant:
     """The contestant of this name, in the state in which its steps are timed."""
     if contestant.startswith("ours"):
-        return _ours(network, device, split=contestant == "ours_split")
+        ours = _ours(
+            network,
+            device,
+            split=contestant == "ours_split",
+            recompute=contestant == "ours_recompute",
+        )
+        return replace(ours, context=_highest) if contestant == "ours_highest" else ours
     if contestant.startswith("authors"):
         return _authors(network, device, split=contestant == "authors_split")
     nchw = contestant == "stock_nchw"
-    return _stock(network, device, torch.contiguous_format if nchw else torch.channels_last)
+    stock = _stock(
+        network,
+        device,
+        torch.contiguous_format if nchw else torch.channels_last,
+        compiled=contestant == "stock_compiled",
+    )
+    return replace(stock, context=_bf16) if contestant == "stock_bf16" else stock
+
+
+def runs_bf16() -> bool:
+    """Whether stock torch has bf16 convolutions on this machine's CPU."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def compile_candidates(network: StockNB201 | StockMacro) -> None:
+    """`torch.compile`, in place, of every candidate; what is compiled is what is called."""
+    # Candidates share the code of nn.Sequential: one graph for each kind, width and mode.
+    torch._dynamo.config.recompile_limit = 1000
+    torch._dynamo.config.accumulated_recompile_limit = 10_000
+    for candidates in network.candidates():
+        for candidate in candidates:
+            candidate.compile()
 
 
 def space_of(network: str) -> Space:
@@ -107,13 +157,23 @@ def stock_optimizer(network: nn.Module) -> torch.optim.Optimizer:
     )
 
 
+def _highest() -> AbstractContextManager[object]:
+    return cw.float32_conv_precision("highest")
+
+
+def _bf16() -> AbstractContextManager[object]:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
 def _candidates(network: str) -> tuple[str, ...]:
     return MACRO_CANDIDATES if network == "macro" else NB201_CANDIDATES[network]
 
 
-def _ours(network: str, device: torch.device, *, split: bool) -> Contestant:
+def _ours(network: str, device: torch.device, *, split: bool, recompute: bool) -> Contestant:
     net = (
-        cw.networks.macro() if network == "macro" else cw.networks.nb201(cw.spaces.nb201(network))
+        cw.networks.macro(recompute=recompute)
+        if network == "macro"
+        else cw.networks.nb201(cw.spaces.nb201(network))
     ).to(device)
     if split:
         net.split()
@@ -121,9 +181,13 @@ def _ours(network: str, device: torch.device, *, split: bool) -> Contestant:
     return Contestant(net, optimizer)
 
 
-def _stock(network: str, device: torch.device, memory_format: torch.memory_format) -> Contestant:
+def _stock(
+    network: str, device: torch.device, memory_format: torch.memory_format, *, compiled: bool
+) -> Contestant:
     net = stock_network(network).to(device)
     net.to(memory_format=memory_format)
+    if compiled:
+        compile_candidates(net)
     return Contestant(net, stock_optimizer(net), memory_format)
 
 

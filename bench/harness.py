@@ -26,7 +26,7 @@ Action = Callable[[], object]
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its 10 and 90 % quantiles."""
+    """A value with its 10 and 90 % quantiles, where nothing else is said."""
 
     value: float
     low: float
@@ -51,12 +51,12 @@ class Samples:
         """The mean of medians with its bootstrap interval."""
         return self._bootstrap((name,), lambda means: means[0])
 
-    def ratio(self, name: str, base: str) -> Interval:
+    def ratio(self, name: str, base: str, confidence: float = 0.8) -> Interval:
         """How many times `base`'s mean of medians `name`'s is, with its bootstrap interval.
 
         In each case the same rounds are resampled for both: what disturbs a round disturbs both.
         """
-        return self._bootstrap((name, base), lambda means: means[0] / means[1])
+        return self._bootstrap((name, base), lambda means: means[0] / means[1], confidence)
 
     def paired_ratios(self, name: str, base: str) -> list[float]:
         """The ratio of every pair that ran in the same case and round."""
@@ -80,6 +80,7 @@ class Samples:
         self,
         names: Sequence[str],
         statistic: Callable[[Sequence[float]], float],
+        confidence: float = 0.8,
         resamples: int = 200,
     ) -> Interval:
         def evaluate(pick: Callable[[], Sequence[int]]) -> float:
@@ -100,16 +101,17 @@ class Samples:
             evaluate(lambda: generator.choices(everything, k=self.num_rounds))
             for _ in range(resamples)
         ]
-        low, high = quantiles(draws)
+        low, high = quantiles(draws, confidence)
         return Interval(evaluate(lambda: everything), low, high)
 
 
-def quantiles(values: Sequence[float]) -> tuple[float, float]:
-    """The 10 and 90 % quantiles."""
+def quantiles(values: Sequence[float], confidence: float = 0.8) -> tuple[float, float]:
+    """The quantiles between which this part of the values lies: 10 and 90 % for 0.8."""
     if len(values) == 1:
         return values[0], values[0]
-    tenths = statistics.quantiles(values, n=10, method="inclusive")
-    return tenths[0], tenths[-1]
+    outside = round(2 / (1 - confidence))
+    cuts = statistics.quantiles(values, n=outside, method="inclusive")
+    return cuts[0], cuts[-1]
 
 
 def seconds_of(action: Action, device: torch.device) -> float:
@@ -224,6 +226,20 @@ def describe_machine(device: torch.device) -> Machine:
         python=platform.python_version(),
         commit=_commit(),
     )
+
+
+@contextmanager
+def unbound() -> Iterator[None]:
+    """Let a child start on all cores: with OMP_PROC_BIND this thread is bound to one."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    bound = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, bound)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -21,7 +21,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -32,7 +31,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
 from bench.contestants import Contestant, build, every_choice, heaviest_architecture
-from bench.peers import AuthorsWay
+from bench.harness import unbound
+from bench.stock_networks import AuthorsWay
 
 RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -150,7 +150,7 @@ def process_bytes(network: str, contestant: str, batch: int) -> int:
     command = [sys.executable, "-m", "bench.memory", "--child", network, contestant, str(batch)]
     root = Path(__file__).resolve().parent.parent
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    with _unbound():
+    with unbound():
         result = subprocess.run(
             command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True, check=True
         )
@@ -190,20 +190,6 @@ def _stored_copies(contestant: Contestant) -> tuple[list[Tensor], list[Tensor]]:
     stored = list(network.stored_tensors()) if isinstance(network, AuthorsWay) else []
     running = [tensor for name, tensor in stored if _is_running(name)]
     return running, [tensor for name, tensor in stored if not _is_running(name)]
-
-
-@contextmanager
-def _unbound() -> Iterator[None]:
-    """Let a child start on all cores: with OMP_PROC_BIND this thread is bound to one."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    bound = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, bound)
 
 
 if __name__ == "__main__":

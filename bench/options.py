@@ -47,12 +47,17 @@ def parse(parser: Parser, arguments: Sequence[str] | None) -> Options:
         parser.error(f"--plot: wanted a name that ends in .png, got {options.plot}")
     if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot: needs matplotlib: pip install 'cwkernels[bench]'")
-    for name, path in (("--json", options.json), ("--plot", options.plot)):
-        if path is not None and not path.absolute().parent.is_dir():
-            parser.error(f"{name}: no such directory: {path.parent}")
-        if path is not None and path.is_dir():
-            parser.error(f"{name}: a directory, not a file: {path}")
+    check_file(parser, "--json", options.json)
+    check_file(parser, "--plot", options.plot)
     return options
+
+
+def check_file(parser: Parser, option: str, path: Path | None) -> None:
+    """An error if there is no directory in which to write this file."""
+    if path is not None and not path.absolute().parent.is_dir():
+        parser.error(f"{option}: no such directory: {path.parent}")
+    if path is not None and path.is_dir():
+        parser.error(f"{option}: a directory, not a file: {path}")
 
 
 def make_parser() -> Parser:
@@ -66,20 +71,20 @@ def make_parser() -> Parser:
     )
     parser.add_argument(
         "--networks",
-        type=_networks,
+        type=network_names,
         default=NETWORKS,
         metavar="NAMES",
         help=f"which, separated by commas (default: {','.join(NETWORKS)})",
     )
     parser.add_argument(
         "--batch",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="images in a step (default: 64 on a CPU, 256 on a GPU)",
     )
     parser.add_argument(
         "--steps",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="timed steps of each contestant and network, rounded up to whole rounds over the "
         "architectures, two at least (default: as many as under three minutes allow)",
@@ -97,7 +102,8 @@ def make_parser() -> Parser:
     return parser
 
 
-def _networks(text: str) -> tuple[str, ...]:
+def network_names(text: str) -> tuple[str, ...]:
+    """Networks, separated by commas."""
     names = tuple(dict.fromkeys(text.split(",")))
     unknown = [name for name in names if name not in NETWORKS]
     if unknown:
@@ -107,7 +113,8 @@ def _networks(text: str) -> tuple[str, ...]:
     return names
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number above zero."""
     if not text.isascii() or not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"wanted a whole number above zero, got {text!r}")
     return int(text)

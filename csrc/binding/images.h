@@ -23,12 +23,21 @@ inline Tensor dense_images(const Tensor& tensor) {
   return channels_before(torch::stable::contiguous(channels_behind(tensor)));
 }
 
+// The same as [..., N, H, W, C].
+inline Tensor dense_channels_last(const Tensor& tensor) {
+  return torch::stable::contiguous(channels_behind(tensor));
+}
+
 // New images, dense and channels-last, from [..., N, H, W, C].
 inline Tensor new_images(const Tensor& like, std::vector<int64_t> channels_last_size) {
   const Tensor images = torch::stable::new_empty(like, channels_last_size);
   const int64_t bytes = like.scalar_type() == torch::headeronly::ScalarType::Double ? 8 : 4;
   if (like.is_cpu()) advise_huge_pages(images.mutable_data_ptr(), images.numel() * bytes);
   return channels_before(images);
+}
+inline Tensor new_channels_last(const Tensor& like, int64_t a, int64_t n, int64_t c, int64_t h,
+                                int64_t w) {
+  return new_images(like, {a, n, h, w, c});
 }
 
 }  // namespace cwkernels

@@ -4,26 +4,13 @@
 #include <cstdlib>
 #include <string>
 
+#include "../parts/machine.h"
 #include "build_config.h"
 #include "checks.h"
 #include "cpu.h"
 
 namespace cwkernels {
 namespace {
-
-constexpr const char* kIsaNames[] = {"baseline", "avx2", "avx512"};
-
-bool supported(Isa isa) {
-  if (isa == Isa::baseline) return true;
-#ifdef __x86_64__
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (isa == Isa::avx2) return avx2;
-  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#else
-  return false;
-#endif
-}
 
 std::string supported_names() {
   std::string names;

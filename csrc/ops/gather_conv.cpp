@@ -8,33 +8,19 @@
 
 #include "../binding/checks.h"
 #include "../binding/cpu.h"
+#include "../binding/images.h"
+#include "../binding/workspace.h"
 
-// Tensors are [A, N, C, H, W] in shape and channels-last in memory: [A, N, H, W, C].
 namespace cwkernels {
 namespace {
 
 using torch::headeronly::ScalarType;
-
-// Views of the same memory: [A, N, C, H, W] as [A, N, H, W, C] and back. The stable interface has
-// no permute before torch 2.14.
-Tensor channels_behind(const Tensor& tensor) {
-  return torch::stable::transpose(torch::stable::transpose(tensor, 2, 3), 3, 4);
-}
-Tensor channels_before(const Tensor& tensor) {
-  return torch::stable::transpose(torch::stable::transpose(tensor, 3, 4), 2, 3);
-}
 
 // As it is where channels are dense, else a channels-last copy. Sliced and expanded tensors keep
 // their strides; an expanded or NCHW one is copied, never misread.
 Tensor channels_dense(const Tensor& tensor) {
   if (tensor.stride(2) == 1 || tensor.size(2) == 1) return tensor;
   return channels_before(torch::stable::contiguous(channels_behind(tensor)));
-}
-
-Tensor new_channels_last(const Tensor& like, int64_t a, int64_t n, int64_t c, int64_t h,
-                         int64_t w) {
-  const Tensor dense = torch::stable::new_empty(like, {a, n, h, w, c});
-  return channels_before(dense);
 }
 
 PixelStrides pixel_strides(const Tensor& tensor, int64_t architectures) {
@@ -110,13 +96,10 @@ GatherConvParams prepare(const Convolution& conv, ConvPass pass, const Tensor& i
   return params;
 }
 
-void run(GatherConvParams& params, const Tensor& like) {
+void run(GatherConvParams& params) {
   const Isa isa = cpu_isa();
-  const int64_t bytes = CWK_CALL_CPU(isa, gather_conv_workspace, params);
-  const Tensor workspace = torch::stable::empty(std::vector<int64_t>{bytes + 64}, ScalarType::Byte,
-                                                std::nullopt, like.device());
-  const auto address = reinterpret_cast<uintptr_t>(workspace.mutable_data_ptr());
-  params.workspace = reinterpret_cast<void*>((address + 63) / 64 * 64);
+  const Workspace workspace(CWK_CALL_CPU(isa, gather_conv_workspace, params));
+  params.workspace = workspace.data();
   CWK_CALL_CPU(isa, gather_conv, params);
 }
 
@@ -137,7 +120,7 @@ Tensor forward(const Tensor& images, const Tensor& weight, const Tensor& rows, i
   GatherConvParams params = prepare(conv, ConvPass::forward, input, output);
   params.weight = weight.const_data_ptr();
   params.rows = static_cast<const int64_t*>(rows.const_data_ptr());
-  if (output.numel() > 0) run(params, input);
+  if (output.numel() > 0) run(params);
   return output;
 }
 
@@ -164,7 +147,7 @@ Tensor backward_input(const Tensor& grad, const Tensor& weight, const Tensor& ro
   GatherConvParams params = prepare(conv, ConvPass::backward_input, input, output);
   params.weight = weight.const_data_ptr();
   params.rows = static_cast<const int64_t*>(rows.const_data_ptr());
-  run(params, output);
+  run(params);
   return input;
 }
 
@@ -209,7 +192,7 @@ std::tuple<Tensor, Tensor> backward_weight(const Tensor& grad, const Tensor& ima
   params.weight_grad = values.mutable_data_ptr();
   params.slots = slots.data();
   params.slot_count = unique.numel();
-  if (values.numel() > 0) run(params, input);
+  if (values.numel() > 0) run(params);
   return {unique, values};
 }
 

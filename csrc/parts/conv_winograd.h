@@ -37,8 +37,9 @@ CWK_INLINE bool winograd_applies(const GatherConvParams& p) {
   if (tiles * kWinogradOutputs * kWinogradOutputs > 2 * p.input_height * p.input_width) {
     return false;
   }
-  if (p.pass != ConvPass::backward_weight) return true;
-  // The sums are four times the weights: they must fit, and pay over the tiles that share them.
+  // Transformed weights and sums are four times the weights: tiles must share them (at 64 channels
+  // both ways tie at 8 tiles), and the sums must fit.
+  if (p.pass != ConvPass::backward_weight) return p.images * tiles >= kTileBlock;
   return p.images * tiles >= kWeightTileBlock &&
          kFrequencies * p.input_channels * p.output_channels * int64_t{sizeof(T)} <= kPartialBytes;
 }

@@ -10,8 +10,11 @@
 
 #define CWK_INLINE inline __attribute__((always_inline))
 // For the function that holds a kernel's loops: inlines all that is called in it, lambdas too.
-// Without it the compiler calls the long ones, with the accumulators in memory.
+// Without it the compiler calls the long ones, with the accumulators in memory. A build with
+// sanitizers defines it as nothing: one function of all loops takes minutes to compile there.
+#ifndef CWK_FLATTEN
 #define CWK_FLATTEN __attribute__((flatten))
+#endif
 
 // The same behind a lambda's parameters.
 #define CWK_INLINE_LAMBDA __attribute__((always_inline))

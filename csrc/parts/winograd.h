@@ -98,12 +98,14 @@ class WinogradConvolution {
   }
 
   // Elements of the transformed weights: [panel][frequency][source channel][panel's outputs].
-  int64_t packed_size() const { return kFrequencies * channels_ * vectors_ * kLanes<T>; }
+  int64_t packed_size() const {
+    return kFrequencies * (channels_ * vectors_ * kLanes<T> + panels_ * kFrequencyPad<T>);
+  }
 
   // Elements of scratch for one `run`: the inputs [frequency][tile][source channel] and a panel of
   // the products.
   int64_t scratch_size() const {
-    return kFrequencies * (value_stride_ + product_stride(kMostVectors));
+    return kFrequencies * (value_stride_ + kTileBlock * kMostVectors * kLanes<T>);
   }
 
   // Jobs that share the transform of the weights, in any order.
@@ -130,7 +132,7 @@ class WinogradConvolution {
       const auto taps = [&](int t) {
         return load(square[i * kWeightTaps + (transposed ? kWeightTaps - 1 - t : t)]);
       };
-      transform_weights<T>(taps, to, channels_ * width);
+      transform_weights<T>(taps, to, weight_stride(width));
     }
   }
 
@@ -138,14 +140,21 @@ class WinogradConvolution {
   // [images][height][width][outputs]; what lies in the targets is added to if `accumulate`.
   void run(const T* packed, const T* const* patches, int64_t images, T* const* targets,
            bool accumulate, T* scratch) const {
-    T* products = scratch + kFrequencies * value_stride_;
     const int64_t tiles = images * shape_.tiles_per_image();
     for (int64_t first = 0; first < tiles; first += kTileBlock) {
       const int64_t count = min(kTileBlock, tiles - first);
       transform_block(patches, first, count, scratch);
       for (int64_t panel = 0; panel < panels_; ++panel) {
-        multiply(scratch, count, panel_of(packed, panel), panel_vectors(panel), products);
-        finish(products, panel, first, count, targets, accumulate);
+        const int64_t vectors = panel_vectors(panel);
+        if (vectors == 1)
+          run_panel<1, 2>(packed, panel, first, count, targets, accumulate, scratch);
+        if (vectors == 2)
+          run_panel<2, 1>(packed, panel, first, count, targets, accumulate, scratch);
+        if constexpr (kMostVectors == 3) {
+          if (vectors == 3) {
+            run_panel<3, 1>(packed, panel, first, count, targets, accumulate, scratch);
+          }
+        }
       }
     }
   }
@@ -160,12 +169,10 @@ class WinogradConvolution {
 
   template <class U>
   U* panel_of(U* packed, int64_t panel) const {
-    return packed + panel * kFrequencies * channels_ * 2 * kLanes<T>;
+    return packed + panel * kFrequencies * weight_stride(2 * kLanes<T>);
   }
 
-  static int64_t product_stride(int64_t vectors) {
-    return kTileBlock * vectors * kLanes<T> + kFrequencyPad<T>;
-  }
+  int64_t weight_stride(int64_t width) const { return channels_ * width + kFrequencyPad<T>; }
 
   // kLanes rows of kLanes x 9 weights, transposed: square[i] holds weight i of each row.
   static CWK_INLINE void load_square(const T* from, int64_t row_channels,
@@ -212,20 +219,26 @@ class WinogradConvolution {
     }
   }
 
-  void multiply(const T* values, int64_t tiles, const T* weights, int64_t vectors,
-                T* products) const {
-    if (vectors == 1) multiply_panel<1, 2>(values, tiles, weights, products);
-    if (vectors == 2) multiply_panel<2, 1>(values, tiles, weights, products);
-    if constexpr (kMostVectors == 3) {
-      if (vectors == 3) multiply_panel<3, 1>(values, tiles, weights, products);
+  // A panel of V vectors, whose products are computed for G groups of tiles at once.
+  template <int V, int G>
+  void run_panel(const T* packed, int64_t panel, int64_t first, int64_t count, T* const* targets,
+                 bool accumulate, T* scratch) const {
+    T* products = scratch + kFrequencies * value_stride_;
+    multiply<V, G>(scratch, count, panel_of(packed, panel), products);
+    for (int64_t v = 0; v < V; ++v) {
+      const int64_t output = (2 * panel + v) * kLanes<T>;
+      T* target = targets[output / shape_.outputs] + output % shape_.outputs;
+      const T* from = products + v * kLanes<T>;
+      accumulate ? finish_vector<V, true>(from, first, count, target)
+                 : finish_vector<V, false>(from, first, count, target);
     }
   }
 
-  // products[frequency][tile][V vectors] = inputs[frequency][tile][C] * weights[frequency][C][V].
+  // products[tile][frequency][V vectors] = inputs[frequency][tile][C] * weights[frequency][C][V]:
+  // a tile's products lie in one piece, which is read faster than 36 that lie apart.
   template <int V, int G>
-  CWK_FLATTEN void multiply_panel(const T* values, int64_t tiles, const T* weights,
-                                  T* products) const {
-    constexpr int64_t width = V * kLanes<T>;
+  CWK_FLATTEN void multiply(const T* values, int64_t tiles, const T* weights, T* products) const {
+    constexpr int64_t width = V * kLanes<T>, tile_size = kFrequencies * width;
     const TapRows rows{1, 1, channels_, {}};
     for (int f = 0; f < kFrequencies; ++f) {
       for (int64_t t = 0; t < tiles; t += G * kBlockPixels) {
@@ -233,45 +246,31 @@ class WinogradConvolution {
         unroll<kBlockPixels>([&](auto i) { tile[i] = values + (t + i) * channels_; });
         Vector<T> acc[G][kBlockPixels][V] = {};
         dense_block<T, V, G>(tile, kBlockPixels * channels_, rows, weights, acc);
-        T* to = products + t * width;
+        T* to = products + t * tile_size;
         unroll<G>([&](auto g) {
           unroll<kBlockPixels>([&](auto i) {
             unroll<V>([&](auto v) {
-              store(to + (g * kBlockPixels + i) * width + v * kLanes<T>, acc[g][i][v]);
+              store(to + (g * kBlockPixels + i) * tile_size + v * kLanes<T>, acc[g][i][v]);
             });
           });
         });
       }
       values += value_stride_;
-      weights += channels_ * width;
-      products += product_stride(V);
-    }
-  }
-
-  void finish(const T* products, int64_t panel, int64_t first, int64_t count, T* const* targets,
-              bool accumulate) const {
-    const int64_t vectors = panel_vectors(panel);
-    for (int64_t v = 0; v < vectors; ++v) {
-      const int64_t output = (2 * panel + v) * kLanes<T>;
-      T* target = targets[output / shape_.outputs] + output % shape_.outputs;
-      const T* from = products + v * kLanes<T>;
-      accumulate ? finish_vector<true>(from, vectors, first, count, target)
-                 : finish_vector<false>(from, vectors, first, count, target);
+      weights += weight_stride(width);
+      products += width;
     }
   }
 
   // One vector of outputs of a tile block; a tile is cut where the image ends.
-  template <bool Accumulate>
-  CWK_FLATTEN void finish_vector(const T* products, int64_t vectors, int64_t first, int64_t count,
-                                 T* target) const {
-    const int64_t stride = product_stride(vectors);
+  template <int V, bool Accumulate>
+  CWK_FLATTEN void finish_vector(const T* products, int64_t first, int64_t count, T* target) const {
+    constexpr int64_t width = V * kLanes<T>;
     WinogradTile tile(shape_, first);
-    for (int64_t t = 0; t < count; ++t, tile.advance(shape_)) {
+    for (int64_t t = 0; t < count; ++t, products += kFrequencies * width) {
       T* to = target + ((tile.image * shape_.height + tile.row) * shape_.width + tile.column) *
                            shape_.outputs;
-      const T* from = products + t * vectors * kLanes<T>;
       const auto product = [&](int i, int j) {
-        return load(from + (i * kWinogradInputs + j) * stride);
+        return load(products + (i * kWinogradInputs + j) * width);
       };
       const auto write = [&](int i, int j, Vector<T> value) {
         T* pixel = to + (i * shape_.width + j) * shape_.outputs;
@@ -285,6 +284,7 @@ class WinogradConvolution {
           if (i < rows && j < columns) write(i, j, value);
         });
       }
+      tile.advance(shape_);
     }
   }
 

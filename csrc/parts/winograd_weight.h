@@ -23,11 +23,12 @@ class WinogradWeightGradient {
     const int64_t bytes = kFrequencies * (shape.channels + outputs_) * int64_t{sizeof(T)};
     tiles_ = bytes * kWeightTileBlock <= kWeightTileBytes ? kWeightTileBlock : kWeightTileBlock / 2;
     input_stride_ = tiles_ * shape.channels + kFrequencyPad<T>;
+    sum_stride_ = shape.channels * outputs_ + kFrequencyPad<T>;
     gradient_stride_ = tiles_ * outputs_ + kFrequencyPad<T>;
   }
 
   // Elements of the sums, one array for each worker.
-  int64_t partial_size() const { return kFrequencies * shape_.channels * outputs_; }
+  int64_t partial_size() const { return kFrequencies * sum_stride_; }
 
   int64_t scratch_size() const { return kFrequencies * (input_stride_ + gradient_stride_); }
 
@@ -57,7 +58,7 @@ class WinogradWeightGradient {
     T square[kLanes<T> * kWeightTaps][kLanes<T>];
     for (int64_t c = 0; c < kLanes<T>; ++c) {
       const auto sum = [&](int f) {
-        const T* at = partials + (f * shape_.channels + channel + c) * outputs_ + output;
+        const T* at = partials + f * sum_stride_ + (channel + c) * outputs_ + output;
         Vector<T> total = load(at);
         for (int64_t chunk = 1; chunk < chunks; ++chunk) total += load(at + chunk * chunk_stride);
         return total;
@@ -117,7 +118,7 @@ class WinogradWeightGradient {
       if (k < outputs_) multiply_panel<1>(inputs, gradients + k, count, add, partial + k);
       inputs += input_stride_;
       gradients += gradient_stride_;
-      partial += shape_.channels * outputs_;
+      partial += sum_stride_;
     }
   }
 
@@ -148,7 +149,7 @@ class WinogradWeightGradient {
   }
 
   WinogradShape shape_;
-  int64_t outputs_, tiles_, input_stride_, gradient_stride_;
+  int64_t outputs_, tiles_, input_stride_, gradient_stride_, sum_stride_;
 };
 
 }  // namespace cwkernels::CWK_ISA

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cwkernels.ops._autograd import Differentiable
 from cwkernels.ops._compact import first_order_only
 from cwkernels.ops._library import register_fake
 from cwkernels.ops._norm import check_norm, norms, per_architecture, reference_normalize
@@ -65,7 +66,7 @@ def conv_norm(
     arguments = (input, weight, statistics, scale, shift, relu, pool, stride, training, eps)
     if current_backend() == "reference":
         return reference(*arguments)
-    output, measured = torch.ops.cwkernels.conv_norm(*arguments, winograd_allowed())
+    output, measured = _conv_norm(*arguments, winograd_allowed())
     return output, measured
 
 
@@ -178,4 +179,4 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     return grad_input, grad_weight, None, *affine, *[None] * len(ctx.options)
 
 
-torch.library.register_autograd("cwkernels::conv_norm", _backward, setup_context=_setup_context)
+_conv_norm = Differentiable("conv_norm", _backward, _setup_context)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cwkernels.ops._autograd import Differentiable
 from cwkernels.ops._compact import bank_gradient, check_rows, first_order_only, select_row
 from cwkernels.ops._library import register_fake
 from cwkernels.ops.backend import current_backend
@@ -57,7 +58,7 @@ def gather_conv(
     if current_backend() == "reference":
         output = reference(images, weight, rows.reshape(-1), stride, groups, dense_grad)
     else:
-        output = torch.ops.cwkernels.gather_conv(
+        output = _gather_conv(
             images, weight, rows.reshape(-1), stride, groups, dense_grad, winograd_allowed()
         )
     # Not output[0], whose backward pass would write zeros first.
@@ -157,4 +158,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_images, grad_weight, None, None, None, None, None
 
 
-torch.library.register_autograd("cwkernels::gather_conv", _backward, setup_context=_setup_context)
+_gather_conv = Differentiable("gather_conv", _backward, _setup_context)

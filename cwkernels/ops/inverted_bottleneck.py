@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cwkernels.ops._autograd import Differentiable
 from cwkernels.ops._bottleneck_plan import (
     NUM_CODES,
     PROJECTION,
@@ -90,7 +91,7 @@ def inverted_bottleneck(
         # A graph cannot read what the kernels then check.
         if not torch.compiler.is_compiling():
             _choices(choices, weights)
-        output, statistics = torch.ops.cwkernels.inverted_bottleneck(
+        output, statistics = _inverted_bottleneck(
             images,
             choices,
             *groups,
@@ -295,6 +296,4 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     return grad_images, None, *grads, none, none, None, None, None, None, None, None
 
 
-torch.library.register_autograd(
-    "cwkernels::inverted_bottleneck", _backward, setup_context=_setup_context
-)
+_inverted_bottleneck = Differentiable("inverted_bottleneck", _backward, _setup_context)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cwkernels.ops._autograd import Differentiable
 from cwkernels.ops._cell_plan import (
     AVG_POOL_3X3,
     CONVOLUTIONS,
@@ -76,7 +77,7 @@ def nb201_cell(
     if current_backend() == "reference":
         results = reference(images, choices, *groups, *options, dense_grad)
     else:
-        results = torch.ops.cwkernels.nb201_cell(
+        results = _nb201_cell(
             images,
             choices,
             *groups,
@@ -290,4 +291,4 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     return grad_images, None, grad_weights, none, none, *[None] * 6
 
 
-torch.library.register_autograd("cwkernels::nb201_cell", _backward, setup_context=_setup_context)
+_nb201_cell = Differentiable("nb201_cell", _backward, _setup_context)

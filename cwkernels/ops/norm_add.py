@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cwkernels.ops._autograd import Differentiable
 from cwkernels.ops._compact import first_order_only
 from cwkernels.ops._images import in_channels_last
 from cwkernels.ops._library import register_fake
@@ -52,9 +53,7 @@ def norm_add(
     if shortcut is not None and (shortcut.shape, shortcut.dtype) != (input.shape, input.dtype):
         wanted, got = (f"{t.dtype} {list(t.shape)}" for t in (input, shortcut))
         raise ValueError(f"norm_add: shortcut: wanted {wanted}, got {got}")
-    operation = (
-        reference if current_backend() == "reference" else torch.ops.cwkernels.norm_add.default
-    )
+    operation = reference if current_backend() == "reference" else _norm_add
     images = in_channels_last(input)
     output: Tensor = operation(images, statistics, scale, shift, shortcut, relu, training, eps)
     return output
@@ -138,4 +137,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_input, None, *affine, shortcut, None, None, None
 
 
-torch.library.register_autograd("cwkernels::norm_add", _backward, setup_context=_setup_context)
+_norm_add = Differentiable("norm_add", _backward, _setup_context)

@@ -36,16 +36,16 @@ class Mutant:
     test: tuple[str, ...]
 
 
-_BOTTLENECK = "csrc/parts/bottleneck.h"
-_BOTTLENECK_BACKWARD = "csrc/parts/bottleneck_backward.h"
-_LAYER = "tests/ops/test_inverted_bottleneck.py"
-_LAYER_EXACT = (_LAYER, "-k", "small_integers_are_exact")
 _NORM_ADD = "csrc/ops/norm_add_cpu.cpp"
 _STATISTICS = "csrc/ops/update_statistics_cpu.cpp"
 _STATISTICS_TESTS = ("tests/ops/test_update_statistics.py",)
 _SGD = "csrc/ops/sgd_cpu.cpp"
 _SGD_TESTS = ("tests/ops/test_sgd.py",)
 _NORM_ADD_TESTS = ("tests/ops/test_norm_add.py",)
+_BOTTLENECK = "csrc/parts/bottleneck.h"
+_BOTTLENECK_BACKWARD = "csrc/parts/bottleneck_backward.h"
+_LAYER = "tests/ops/test_inverted_bottleneck.py"
+_LAYER_EXACT = (_LAYER, "-k", "small_integers_are_exact")
 _EXACT = ("tests/ops/test_gather_conv.py", "-k", "small_integers_are_exact")
 _CLOSE = ("tests/ops/test_winograd.py", "-k", "error_is_within_the_table")
 
@@ -140,63 +140,6 @@ NATIVE = (
         "plane.source_step = p.stride;",
         "plane.source_step = MUTANT ? 1 : p.stride;",
         _EXACT,
-    ),
-    Mutant(
-        "a bottleneck's row of a repeated architecture",
-        _BOTTLENECK,
-        "static_cast<const T*>(p.weights[bank(place)]) + row * weight_size(place);",
-        "static_cast<const T*>(p.weights[bank(place)]) + (MUTANT ? 0 : row) * weight_size(place);",
-        _LAYER_EXACT,
-    ),
-    Mutant(
-        "gradient without the residual",
-        _BOTTLENECK_BACKWARD,
-        "if (choice.residual) value += load_channels(choice.grad_output()",
-        "if (choice.residual && !MUTANT) value += load_channels(choice.grad_output()",
-        _LAYER_EXACT,
-    ),
-    Mutant(
-        "a gradient that passes where nothing was positive",
-        "csrc/parts/depthwise_gradient.h",
-        "load(value + v * value_plane) <= Vector<T>{}",
-        "load(value + v * value_plane) <= Vector<T>{} - broadcast(static_cast<T>(MUTANT))",
-        _LAYER_EXACT,
-    ),
-    Mutant(
-        "a bottleneck's gradients of a repeated row overwrite each other",
-        "csrc/parts/pointwise_gradient.h",
-        "if (again) total = load_channels",
-        "if (again && !MUTANT) total = load_channels",
-        _LAYER_EXACT,
-    ),
-    Mutant(
-        "taps of the other parity at stride 2",
-        "csrc/parts/depthwise_rows.h",
-        "for (int64_t r = (y + kBorder) % 2;",
-        "for (int64_t r = (y + kBorder + MUTANT) % 2;",
-        _LAYER_EXACT,
-    ),
-    Mutant(
-        "dropped ReLU in evaluation",
-        "csrc/parts/bottleneck_evaluation.h",
-        "store(patch + p * pitch, rectify<T>(norm(load(tile + p * kLanes<T>))));",
-        "const Vector<T> value = norm(load(tile + p * kLanes<T>));\n"
-        "    store(patch + p * pitch, MUTANT ? value : rectify<T>(value));",
-        (_LAYER, "-k", "without_gradients"),
-    ),
-    Mutant(
-        "biased count in a batch norm's gradient",
-        _BOTTLENECK_BACKWARD,
-        "sums, static_cast<double>(pixels), channels,",
-        "sums, static_cast<double>(pixels - MUTANT), channels,",
-        (_LAYER, "-k", "one_architecture"),
-    ),
-    Mutant(
-        "a variance about something else than the mean",
-        "csrc/parts/measure.h",
-        "total - rest * rest / count",
-        "MUTANT ? total : total - rest * rest / count",
-        (_LAYER, "-k", "one_architecture"),
     ),
     Mutant(
         "an output interpolated with the other pair's square",
@@ -338,6 +281,63 @@ NATIVE = (
         "if (rates.weight_decay != 0)",
         "if (rates.weight_decay != 0 && !MUTANT)",
         _SGD_TESTS,
+    ),
+    Mutant(
+        "a bottleneck's row of a repeated architecture",
+        _BOTTLENECK,
+        "static_cast<const T*>(p.weights[bank(place)]) + row * weight_size(place);",
+        "static_cast<const T*>(p.weights[bank(place)]) + (MUTANT ? 0 : row) * weight_size(place);",
+        _LAYER_EXACT,
+    ),
+    Mutant(
+        "gradient without the residual",
+        _BOTTLENECK_BACKWARD,
+        "if (choice.residual) value += load_channels(choice.grad_output()",
+        "if (choice.residual && !MUTANT) value += load_channels(choice.grad_output()",
+        _LAYER_EXACT,
+    ),
+    Mutant(
+        "a gradient that passes where nothing was positive",
+        "csrc/parts/depthwise_gradient.h",
+        "load(value + v * value_plane) <= Vector<T>{}",
+        "load(value + v * value_plane) <= Vector<T>{} - broadcast(static_cast<T>(MUTANT))",
+        _LAYER_EXACT,
+    ),
+    Mutant(
+        "a bottleneck's gradients of a repeated row overwrite each other",
+        "csrc/parts/pointwise_gradient.h",
+        "if (again) total = load_channels",
+        "if (again && !MUTANT) total = load_channels",
+        _LAYER_EXACT,
+    ),
+    Mutant(
+        "taps of the other parity at stride 2",
+        "csrc/parts/depthwise_rows.h",
+        "for (int64_t r = (y + kBorder) % 2;",
+        "for (int64_t r = (y + kBorder + MUTANT) % 2;",
+        _LAYER_EXACT,
+    ),
+    Mutant(
+        "dropped ReLU in evaluation",
+        "csrc/parts/bottleneck_evaluation.h",
+        "store(patch + p * pitch, rectify<T>(norm(load(tile + p * kLanes<T>))));",
+        "const Vector<T> value = norm(load(tile + p * kLanes<T>));\n"
+        "    store(patch + p * pitch, MUTANT ? value : rectify<T>(value));",
+        (_LAYER, "-k", "without_gradients"),
+    ),
+    Mutant(
+        "biased count in a batch norm's gradient",
+        _BOTTLENECK_BACKWARD,
+        "sums, static_cast<double>(pixels), channels,",
+        "sums, static_cast<double>(pixels - MUTANT), channels,",
+        (_LAYER, "-k", "one_architecture"),
+    ),
+    Mutant(
+        "a variance about something else than the mean",
+        "csrc/parts/measure.h",
+        "total - rest * rest / count",
+        "MUTANT ? total : total - rest * rest / count",
+        (_LAYER, "-k", "one_architecture"),
     ),
 )
 

@@ -249,3 +249,15 @@ def test_another_value_of_the_switch(sources: Path, value: str) -> None:
 def test_the_built_extension_knows_its_commit() -> None:
     built = json.loads(torch.ops.cwkernels.build_config())["commit"]
     assert re.fullmatch(r"[0-9a-f]{12}(-dirty)?|unknown", built)
+
+
+def test_missing_sanitizer_runtimes_are_an_error(tmp_path: Path) -> None:
+    compiler = program(
+        tmp_path / "c++", 'case "$*" in *-fsanitize=thread*) exit 1;; esac; exec c++ "$@"'
+    )
+    for sanitizers, code in (("address,undefined", 0), ("thread", 1)):
+        options = (f"CMAKE_CXX_COMPILER={compiler}", f"CWKERNELS_SANITIZE={sanitizers}")
+        result = configure(tmp_path / sanitizers, *options)
+        assert result.returncode == code, result.stderr
+    message = f"{compiler} cannot link -fsanitize=thread: its runtimes (libasan, libubsan, libtsan)"
+    assert f"cwkernels: {message} must be installed" in flat(result.stderr)

@@ -193,3 +193,9 @@ def test_the_walk_names_what_there_is() -> None:
     paths = set(re.findall(r"`((?:csrc|cwkernels|tests|docs)/[\w/]+(?:\.\w+)?)`", walk))
     assert len(paths) > 12
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_every_cpu_kernel_has_cases_for_the_sanitizers() -> None:
+    contracts = (ROOT / "csrc/ops").glob("*.h")
+    kernels = {p.stem for p in contracts if p.with_name(f"{p.stem}_cpu.cpp").exists()}
+    assert kernels == {path.stem for path in (ROOT / "tests/native/cases").glob("*.cpp")}

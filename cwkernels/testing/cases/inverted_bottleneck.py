@@ -78,7 +78,7 @@ class Layer:
     def running(self, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor]]:
         """Running means and variances."""
         mean, var = _draw_running(self, dtype)
-        return [*mean], [*var]
+        return list(mean), list(var)
 
     @property
     def output_shape(self) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -103,10 +103,15 @@ class Cell:
 
     def running(self, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor]]:
         """Running means and variances."""
-        shape = (SETS, self.channels)
-        mean = [dense_random(*shape, seed=50 + i).to(dtype) for i in range(12)]
-        var = [dense_random(*shape, seed=70 + i).abs().add(0.5).to(dtype) for i in range(12)]
-        return mean, var
+        mean, var = _draw_running(self.channels, dtype)
+        return list(mean), list(var)
+
+
+@cache  # drawing them would be a good part of a benchmark's small calls
+def _draw_running(channels: int, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    shape = (SETS, channels)
+    mean = [dense_random(*shape, seed=50 + i).to(dtype) for i in range(12)]
+    return mean, [dense_random(*shape, seed=70 + i).abs().add(0.5).to(dtype) for i in range(12)]
 
 
 def run(cell: Cell, selection: Tensor) -> Function:
