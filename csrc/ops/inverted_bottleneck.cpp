@@ -119,7 +119,7 @@ Call prepare(const Tensor& images, const Tensor& selection, std::array<Tensors, 
              int64_t stride, bool training, double eps, bool recompute) {
   check_images(images, selection);
   check_banks(images, groups, stride, training);
-  Call call{dense_channels_last(images), dense(selection), std::move(groups), {}};
+  Call call{dense_images(images), dense(selection), std::move(groups), {}};
   check_selection(call.selection, call.weights()[0].size(0));
   InvertedBottleneckParams& params = call.params;
   const void** const pointers[] = {params.weights, params.scales, params.shifts,
@@ -170,9 +170,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& images, const Tensor& s
   Call call = prepare(images, selection, {weights, scales, shifts, running_mean, running_var},
                       stride, training, eps, recompute);
   InvertedBottleneckParams& params = call.params;
-  Tensor output = new_channels_last(images, params.architectures, params.images,
-                                    params.output_channels, bottleneck_side(params.height, stride),
-                                    bottleneck_side(params.width, stride));
+  Tensor output = new_images(
+      images, {params.architectures, params.images, bottleneck_side(params.height, stride),
+               bottleneck_side(params.width, stride), params.output_channels});
   const int64_t hidden = std::max(params.hidden_channels[0], params.hidden_channels[1]);
   Tensor statistics =
       new_tensor(images, {params.architectures, 2, 2 * hidden + params.output_channels});
@@ -182,6 +182,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& images, const Tensor& s
     kept_size += bottleneck_kept(params, params.selection[2 * a]);
   }
   Tensor kept = new_tensor(images, {kept_size});
+  advise_huge_pages(kept.mutable_data_ptr(), kept_size * (params.double_precision ? 8 : 4));
   params.output = output.mutable_data_ptr();
   params.statistics = statistics.mutable_data_ptr();
   params.kept = keep ? kept.mutable_data_ptr() : nullptr;
@@ -238,10 +239,10 @@ std::tuple<Tensor, Tensors, Tensors> backward(const Tensor& grad, const Tensor& 
   check_tensor("grad", grad, images,
                {params.architectures, params.images, params.output_channels,
                 bottleneck_side(params.height, stride), bottleneck_side(params.width, stride)});
-  const Tensor grad_output = dense_channels_last(grad), measured = dense(statistics);
+  const Tensor grad_output = dense_images(grad), measured = dense(statistics);
   const Tensor hidden_tensors = dense(kept);
-  Tensor grad_input = new_channels_last(images, images.size(0), params.images, images.size(2),
-                                        params.height, params.width);
+  Tensor grad_input = new_images(
+      images, {images.size(0), params.images, params.height, params.width, images.size(2)});
   const Distinct distinct(params);
   const size_t count = weights.size();
   const bool empty = grad_input.numel() == 0;

@@ -112,7 +112,7 @@ class DepthwiseGradient {
     const int64_t left = channels - c, width = source_.width;
     const int64_t value_plane = source_.pixels() * kLanes<T>;
     const int64_t result_plane = source_pixels() * kLanes<T>;
-    const bool whole = V > 1 && streams(source_gradient, channels);
+    const bool whole = streams(source_gradient + c, channels, min(V * kLanes<T>, left));
     const T* result = results_ + w * result_size() + first * result_plane;
     int64_t at = image * source_pixels() * channels + c;
     Vector<T> sum[V] = {}, product[V] = {}, center[V];
@@ -123,9 +123,9 @@ class DepthwiseGradient {
       for (int64_t x = 0; x < width; ++x) {
         unroll<V>([&](auto v) {
           const int64_t lane = v * kLanes<T>;
-          const Vector<T> passed = load(value + v * value_plane) > Vector<T>{}
-                                       ? load(result + v * result_plane)
-                                       : Vector<T>{};
+          const Vector<T> passed = load(value + v * value_plane) <= Vector<T>{}
+                                       ? Vector<T>{}
+                                       : load(result + v * result_plane);
           T* to = source_gradient + at + lane;
           whole ? stream(to, passed) : store_channels(to, passed, left - lane);
           sum[v] += passed;

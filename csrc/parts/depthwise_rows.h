@@ -301,7 +301,7 @@ class DepthwiseForward {
 
   // The planes of a block back to pixels of channels.
   CWK_FLATTEN void write(const T* targets, int64_t vectors, T* to, int64_t left) const {
-    const bool whole = streams(to, channels_);
+    const bool whole = streams(to, channels_, min(vectors * kLanes<T>, left));
     const int64_t pixels = target_pixels(), channels = channels_;
     for (int64_t p = 0; p < pixels; ++p) {
       for (int64_t v = 0; v < vectors; ++v) {

@@ -28,10 +28,13 @@ CWK_INLINE void store_channels(T* p, Vector<T> v, int64_t left) {
   store_part(p, v, left);
 }
 
-// Whether all vectors of pixels of `channels` channels from `p` on are whole and aligned.
+// Whether `count` channels of each pixel of `channels` from `p` on are whole cache lines: half a
+// line, streamed, is a line read and written.
 template <class T>
-CWK_INLINE bool streams(const T* p, int64_t channels) {
-  return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0 && channels % kLanes<T> == 0;
+CWK_INLINE bool streams(const T* p, int64_t channels, int64_t count) {
+  constexpr int64_t kLine = 64, kValues = kLine / sizeof(T);
+  return reinterpret_cast<uintptr_t>(p) % kLine == 0 && channels % kValues == 0 &&
+         count % kValues == 0;
 }
 
 // Keeps NaN, as torch's does.

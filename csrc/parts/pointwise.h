@@ -247,7 +247,7 @@ class PointwiseForward {
 
   CWK_FLATTEN void write(const T* tile, int64_t pixels, int64_t count, T* to) const {
     const int64_t channels = panels_.channels;
-    const bool whole = streams(to, channels);
+    const bool whole = streams(to, channels, count);
     for (int64_t p = 0; p < pixels; ++p, tile += kPanelWidth<T>, to += channels) {
       for (int64_t c = 0; c < count; c += kLanes<T>) {
         whole ? stream(to + c, load(tile + c)) : store_channels(to + c, load(tile + c), count - c);

@@ -251,7 +251,7 @@ class ProjectGradient {
   CWK_INLINE void pass_vectors(const Band& band, int64_t c, int64_t own, int64_t w, const T* raw,
                                const T* mean, T* wide_gradient, T* partial) const {
     const int64_t wide = panels_.channels;
-    const bool whole = V > 1 && streams(wide_gradient, wide);
+    const bool whole = streams(wide_gradient + c, wide, min(V * kLanes<T>, wide - c));
     const T* values = source_ + w * kBandPixels * kBlockPitch + own;
     const T* results = result_ + w * kBandPixels * kBlockPitch + own;
     Vector<T> sum[V] = {}, product[V] = {}, center[V];
@@ -262,7 +262,7 @@ class ProjectGradient {
         const int64_t left = wide - c - v * kLanes<T>, lane = v * kLanes<T>;
         const Vector<T> value = load(values + p * kBlockPitch + lane);
         const Vector<T> result = load(results + p * kBlockPitch + lane);
-        const Vector<T> passed = value > Vector<T>{} ? result : Vector<T>{};
+        const Vector<T> passed = value <= Vector<T>{} ? Vector<T>{} : result;
         const Vector<T> from = V > 1 ? load(raw + at + lane) : load_channels(raw + at + lane, left);
         T* to = wide_gradient + at + lane;
         whole ? stream(to, passed) : store_channels(to, passed, left);

@@ -24,11 +24,6 @@ def first_order_only(operation: str) -> None:
         raise RuntimeError(f"{operation}: backward: wanted create_graph=False, got True")
 
 
-def one_row(row: int) -> Tensor:
-    """Rows [1], on the host whatever the default device."""
-    return torch.tensor([row], dtype=torch.int64, device="cpu")
-
-
 def sum_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Sums `values` [M, ...] of equal `rows` [M], in order: sorted unique rows and their sums."""
     unique, place = torch.unique(rows, return_inverse=True)
@@ -68,52 +63,6 @@ def select_row(bank: Tensor, row: int, dense_grad: bool) -> Tensor:
         return bank[row]
     selected: Tensor = _SelectRow.apply(bank, row)
     return selected
-
-
-class BankGradients:
-    """Gradients of rows of the banks, gathered over architectures in order."""
-
-    def __init__(self, weights: list[Tensor], needed: bool) -> None:
-        self.weights = weights
-        self.needed = needed
-        self.rows: list[list[int]] = [[] for _ in weights]
-        self.values: list[list[Tensor]] = [[] for _ in weights]
-
-    def add(self, bank: int, row: int, values: Tensor) -> None:
-        """Takes the gradient [1, ...] of one row."""
-        self.rows[bank].append(row)
-        self.values[bank].append(values)
-
-    def add_convolution(
-        self, bank: int, row: int, grad: Tensor, input: Tensor, stride: int = 1, groups: int = 1
-    ) -> None:
-        """Takes the gradient of a convolution's weights: images [N, C, H, W] and its output's."""
-        if not self.needed:
-            return
-        _, values = torch.ops.cwkernels.gather_conv_backward_weight(
-            grad[None],
-            input[None],
-            one_row(row),
-            self.weights[bank].shape[-1],
-            stride,
-            groups,
-        )
-        self.add(bank, row, values)
-
-    def results(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Sorted unique rows and their values, for each bank; empty where none was read."""
-        all_rows, all_values = [], []
-        for weight, row_list, value_list in zip(self.weights, self.rows, self.values, strict=True):
-            rows = torch.tensor(row_list, dtype=torch.int64, device="cpu")
-            if not value_list:
-                values = weight.new_empty((0, *weight.shape[1:]))
-            elif len(value_list) == 1:
-                (values,) = value_list
-            else:
-                rows, values = sum_rows(rows, torch.cat(value_list))
-            all_rows.append(rows)
-            all_values.append(values)
-        return all_rows, all_values
 
 
 def bank_gradients(

@@ -23,35 +23,7 @@ def images_of(images: Tensor, a: int) -> Tensor:
     return images[a if images.shape[0] > 1 else 0]
 
 
-def sum_shared(gradients: list[Tensor], images: Tensor) -> Tensor:
-    """Gradients [N, C, H, W] of each architecture's images, as the gradient of `images`.
-
-    Of shared images it is their sum, in order.
-    """
-    if images.shape[0] == len(gradients):
-        return gradients[0][None] if len(gradients) == 1 else torch.stack(gradients)
-    total = torch.zeros_like(images)
-    for gradient in gradients:
-        total[0] += gradient
-    return total
-
-
 def channels_last(images: Tensor, architectures: int | torch.SymInt) -> Tensor:
     """An uninitialised tensor of the images' sizes, channels-last in memory."""
     _, n, c, height, width = images.shape
     return images.new_empty((architectures, n, height, width, c)).permute(0, 1, 4, 2, 3)
-
-
-class Slots:
-    """Images that a forward pass leaves for backward: pieces of one flat tensor, in order."""
-
-    def __init__(self, flat: Tensor) -> None:
-        self._flat = flat
-        self._used = 0
-
-    def next(self, shape: torch.Size) -> Tensor:
-        """The next piece, [N, C, H, W], channels-last in memory."""
-        n, c, height, width = shape
-        piece = self._flat[self._used : self._used + shape.numel()]
-        self._used += shape.numel()
-        return piece.view(n, height, width, c).permute(0, 3, 1, 2)

@@ -186,31 +186,52 @@ def cotangents(layer: Layer, selection: Tensor, draw: Draw = dense_random) -> di
     return {"output": channels_last(draw(*lead, *layer.output_shape, seed=40))}
 
 
+def without_gradients(function: Function) -> Function:
+    """The same, with nothing recorded: in evaluation the operation then keeps nothing."""
+
+    def run(tensors: Tensors) -> Tensors:
+        with torch.no_grad():
+            return function(tensors)
+
+    return run
+
+
 def network_calls(images: int) -> list[Call]:
-    """Both bottlenecks of each of Macro's layers, each shape once, and the strided identities."""
-    calls = []
-    for number, shape in enumerate(LAYERS):
-        if shape in LAYERS[:number]:
-            continue
-        layer = Layer(
-            *(shape.in_channels, shape.out_channels, shape.stride),
-            images=images,
-            height=shape.input_size,
-            width=shape.input_size,
-        )
-        for candidate in CANDIDATES:
-            if candidate.code == IDENTITY and layer.keeps_shape:
-                continue
-            selection = torch.tensor([candidate.code, 1])
-            call = Call(
-                "inverted_bottleneck",
-                f"macro_{number}_{candidate.name}",
-                run(layer, selection),
-                stock(layer, selection, statistics_too=False),
-                layer.inputs,
-                partial(cotangents, layer, selection),
-                # What a gradient sums on its way through the hidden channels and the 5x5 taps.
-                {"": layer.expansions[1] * layer.in_channels * 25},
-            )
-            calls.append(call)
-    return calls
+    """Both bottlenecks of each of Macro's layers, each shape once, and the strided identities.
+
+    Each in training, and in evaluation as a scoring pass runs it.
+    """
+    return [
+        call
+        for training in (False, True)
+        for number, shape in enumerate(LAYERS)
+        if shape not in LAYERS[:number]
+        for candidate in CANDIDATES
+        if (call := _network_call(images, training, number, candidate.code)) is not None
+    ]
+
+
+def _network_call(images: int, training: bool, number: int, code: int) -> Call | None:
+    """One layer and candidate; None for an identity that computes nothing."""
+    shape, name = LAYERS[number], f"macro_{number}_{CANDIDATES[code].name}"
+    layer = Layer(
+        *(shape.in_channels, shape.out_channels, shape.stride),
+        training=training,
+        images=images,
+        height=shape.input_size,
+        width=shape.input_size,
+    )
+    if code == IDENTITY and layer.keeps_shape:
+        return None
+    selection = torch.tensor([code, 1])
+    ours, theirs = run(layer, selection), stock(layer, selection, statistics_too=False)
+    return Call(
+        "inverted_bottleneck",
+        name if training else f"{name}_evaluation",
+        ours if training else without_gradients(ours),
+        theirs,
+        layer.inputs,
+        partial(cotangents, layer, selection) if training else dict,
+        # What a gradient sums on its way through the hidden channels and the 5x5 taps.
+        {"": layer.expansions[1] * layer.in_channels * 25},
+    )
