@@ -45,6 +45,12 @@ _NORM_ADD_TESTS = ("tests/ops/test_norm_add.py",)
 _BOTTLENECK = "csrc/parts/bottleneck.h"
 _BOTTLENECK_BACKWARD = "csrc/parts/bottleneck_backward.h"
 _LAYER = "tests/ops/test_inverted_bottleneck.py"
+_CELL = "csrc/parts/cell.h"
+_CELL_FORWARD = "csrc/ops/nb201_cell_cpu.cpp"
+_CELL_BACKWARD = "csrc/ops/nb201_cell_backward_cpu.cpp"
+_CELL_TESTS = ("tests/ops/test_nb201_cell.py", "-k", "several or precisions or summed")
+_CONV_NORM = "csrc/ops/conv_norm_cpu.cpp"
+_CONV_NORM_TESTS = ("tests/ops/test_conv_norm.py", "-k", "stock_torch")
 _LAYER_EXACT = (_LAYER, "-k", "small_integers_are_exact")
 _EXACT = ("tests/ops/test_gather_conv.py", "-k", "small_integers_are_exact")
 _CLOSE = ("tests/ops/test_winograd.py", "-k", "error_is_within_the_table")
@@ -339,9 +345,85 @@ NATIVE = (
         "MUTANT ? total : total - rest * rest / count",
         (_LAYER, "-k", "one_architecture"),
     ),
+    Mutant(
+        "dropped ReLU",
+        _CELL_FORWARD,
+        "if constexpr (kRectified) {",
+        "if (kRectified && !MUTANT) {",
+        _CELL_TESTS,
+    ),
+    Mutant(
+        "gradient not rectified",
+        _CELL_BACKWARD,
+        "mask(values.data, block, to);",
+        "if (!MUTANT) mask(values.data, block, to);",
+        _CELL_TESTS,
+    ),
+    Mutant(
+        "wrong set stride in a cell",
+        _CELL,
+        "edge.row * p.channels * p.channels * taps;",
+        "edge.row * (p.channels * p.channels * taps - MUTANT);",
+        _CELL_TESTS,
+    ),
+    Mutant(
+        "a cell's gradients of a repeated row overwrite each other",
+        _CELL,
+        "sums.reduce(task, edge.again, to)",
+        "sums.reduce(task, edge.again && !MUTANT, to)",
+        _CELL_TESTS,
+    ),
+    Mutant(
+        "a cell's gradients of a repeated row overwrite each other by Winograd",
+        _CELL,
+        "all.finish(partial, worker_stride, workers, again, job, to);",
+        "all.finish(partial, worker_stride, workers, again && !MUTANT, job, to);",
+        _CELL_TESTS,
+    ),
+    Mutant(
+        "a cell's gradient without that through the statistics",
+        _CELL_BACKWARD,
+        "nullptr, p_.eps, p_.training, merged_,",
+        "nullptr, p_.eps, p_.training && !MUTANT, merged_,",
+        _CELL_TESTS,
+    ),
+    Mutant(
+        "an average pool that counts nine pixels everywhere",
+        "csrc/parts/average_pool.h",
+        "1 + (at > 0) + (at + 1 < size)",
+        "1 + (MUTANT || at > 0) + (MUTANT || at + 1 < size)",
+        _CELL_TESTS,
+    ),
+    Mutant(
+        "an average over one row twice",
+        "csrc/parts/load.h",
+        "own(at + row) + own(at + row + column)",
+        "own(at + row) + own(at + (MUTANT ? 0 : row) + column)",
+        _CONV_NORM_TESTS,
+    ),
+    Mutant(
+        "the last row of an average's gradient forgotten",
+        _CONV_NORM,
+        "const bool read = y < loading_.conv.height &&",
+        "const bool read = y < loading_.conv.height - MUTANT &&",
+        _CONV_NORM_TESTS,
+    ),
+    Mutant(
+        "scale's gradients of several architectures overwrite each other in conv_norm",
+        _CONV_NORM,
+        "(a > 0 ? *scale : T(0))",
+        "(a > 0 && !MUTANT ? *scale : T(0))",
+        _CONV_NORM_TESTS,
+    ),
+    Mutant(
+        "weights' gradients of several architectures overwrite each other",
+        _CONV_NORM,
+        "partials.reduce(task, add, to)",
+        "partials.reduce(task, add && !MUTANT, to)",
+        _CONV_NORM_TESTS,
+    ),
 )
 
-_CELL = "cwkernels/ops/nb201_cell.py"
 _OPTIM = "cwkernels/optim.py"
 
 PYTHON = (
@@ -353,10 +435,10 @@ PYTHON = (
         ("tests/ops/test_precision.py",),
     ),
     Mutant(
-        "dropped ReLU",
-        _CELL,
-        "rectified[origin] = torch.relu(value)",
-        "rectified[origin] = value",
+        "dropped ReLU in the reference",
+        "cwkernels/ops/nb201_cell.py",
+        "F.conv2d(F.relu(value), weight,",
+        "F.conv2d(value, weight,",
         ("tests/ops/test_nb201_cell.py",),
     ),
     Mutant(
@@ -364,13 +446,6 @@ PYTHON = (
         "cwkernels/ops/_cell_plan.py",
         "code != NONE and source in fed and target in reaches\n",
         "code != NONE and source in fed\n",
-        ("tests/ops/test_nb201_cell.py",),
-    ),
-    Mutant(
-        "gradient not rectified",
-        _CELL,
-        "incoming = torch.ops.aten.threshold_backward(incoming, node, 0)",
-        "incoming = incoming * 1",
         ("tests/ops/test_nb201_cell.py",),
     ),
     Mutant(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import get_args
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from cwkernels import ops
 from cwkernels.ops.backend import Backend
+from cwkernels.ops.precision import Precision
 from cwkernels.testing import (
     Expected,
     Tensors,
@@ -42,6 +44,7 @@ CASES = (
     Case("stem", (3, 3, 32, 32), 16, norm="none", relu=False),
     Case("reduction_a", (3, 16, 16, 16), 32, norm="none", stride=2),
     Case("reduction_b", (3, 32, 8, 8), 32),
+    Case("cut_tiles", (2, 9, 16, 6, 7), 32),
     Case("shortcut", (3, 16, 16, 16), 32, 1, norm="none", relu=False, pool=True),
     Case("head", (3, 32, 4, 4), 64, 1, norm="plain"),
     Case("odd_pool", pool=True, stride=2),
@@ -67,8 +70,24 @@ def expected(case: Case, mean: float) -> Expected:
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("mean", [0.0, 30.0])
 def test_is_as_close_as_stock_torch(case: Case, mean: float, device: torch.device) -> None:
-    results = evaluate(run(case), inputs_of(case, mean), cotangents_of(case))
-    assert_as_close(results, expected(case, mean), terms=terms_of(case))
+    for precision in get_args(Precision):
+        with ops.float32_conv_precision(precision):
+            results = evaluate(run(case), inputs_of(case, mean), cotangents_of(case))
+        assert_as_close(results, expected(case, mean), terms=terms_of(case), precision=precision)
+
+
+def test_high_precision_runs_by_winograd(device: torch.device) -> None:
+    case = named("cut_tiles")
+    results = []
+    for precision in get_args(Precision):
+        with ops.float32_conv_precision(precision):
+            results.append(evaluate(run(case), inputs_of(case), cotangents_of(case)))
+    for name, high in results[0].items():
+        highest = results[1][name]
+        assert high is not None
+        assert highest is not None
+        if name != "gradient of shift":
+            assert not torch.equal(high, highest), name
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

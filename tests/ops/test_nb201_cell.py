@@ -2,13 +2,17 @@
 
 from dataclasses import replace
 from itertools import product
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from cwkernels import ops
 from cwkernels.ops._cell_plan import active_edges
+from cwkernels.ops.precision import Precision
 from cwkernels.testing import (
+    CELL_CONVOLUTIONS,
     as_reference,
     assert_as_close,
     assert_bitwise,
@@ -43,6 +47,14 @@ CELLS = {
     "one_column": Cell(images=2, height=9, width=1),
     "large_eps": Cell(eps=0.5),
 }
+# Whole vectors of channels on every instruction set, so 3x3 convolutions may run by Winograd: tiles
+# that the image's end cuts, blocks of several images that do not come out even.
+WIDE = {
+    "training": Cell(channels=16, images=8, height=6, width=7),
+    "evaluation": Cell(channels=16, images=8, height=6, width=7, training=False),
+    "projection": Cell(channels=16, images=8, height=6, width=7, projection=True),
+    "two_vectors": Cell(channels=32, images=3, height=9, width=8),
+}
 
 
 def terms(cell: Cell, architectures: int) -> dict[str, int]:
@@ -70,6 +82,32 @@ def test_several_architectures(cell: Cell, shared: bool, device: torch.device) -
         results = evaluate(run(cell, selection), inputs, gradient)
         expected = expect(stock(cell, selection), inputs, gradient)
         assert_as_close(results, expected, terms=terms(cell, architectures), nonzero=NONZERO)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("cell", WIDE.values(), ids=WIDE)
+def test_both_precisions(cell: Cell, shared: bool, device: torch.device) -> None:
+    codes = [HAND_PICKED["convolutions_3x3"], *sample(3, seed=11)]
+    selection = select([*codes, codes[0]], seed=11)
+    inputs = cell.inputs(architectures=None if shared else len(selection))
+    gradient = cotangents(cell, selection)
+    expected = expect(stock(cell, selection), inputs, gradient)
+    results = {}
+    for precision in get_args(Precision):
+        with ops.float32_conv_precision(precision):
+            results[precision] = evaluate(run(cell, selection), inputs, gradient)
+        assert_as_close(
+            results[precision],
+            expected,
+            terms=terms(cell, len(selection)),
+            nonzero=NONZERO,
+            precision=precision,
+            convolutions=CELL_CONVOLUTIONS,
+        )
+    high, highest = (results[precision]["output"] for precision in get_args(Precision))
+    assert high is not None
+    assert highest is not None
+    assert not torch.equal(high, highest)
 
 
 def test_small_integers_are_exact(device: torch.device) -> None:
@@ -132,11 +170,8 @@ def test_dead_convolutions_get_no_gradient_and_no_statistics(
                 assert gradient is None
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_an_architecture_does_not_depend_on_the_others(
-    training: bool, device: torch.device
-) -> None:
-    cell = Cell(training=training)
+@pytest.mark.parametrize("cell", [Cell(), Cell(training=False), *list(WIDE.values())[:2]], ids=str)
+def test_an_architecture_does_not_depend_on_the_others(cell: Cell, device: torch.device) -> None:
     for shared in (True, False):
         selection = select([*sample(4, seed=7), HAND_PICKED["everything"]], seed=7)
         inputs = cell.inputs(architectures=None if shared else len(selection))
@@ -153,9 +188,10 @@ def test_an_architecture_does_not_depend_on_the_others(
                 assert_bitwise(f"{name}[{a}]", all_of[a], result, nonzero=0.0)
 
 
+@pytest.mark.parametrize("wide", [True, False])
 @pytest.mark.parametrize("dense_grad", [True, False])
-def test_gradients_are_summed_in_order(dense_grad: bool, device: torch.device) -> None:
-    cell = Cell(projection=True, dense_grad=dense_grad)
+def test_gradients_are_summed_in_order(dense_grad: bool, wide: bool, device: torch.device) -> None:
+    cell = replace(WIDE["projection"] if wide else CELLS["projection"], dense_grad=dense_grad)
     selection = select([HAND_PICKED["everything"]] * 5, seed=2)
     inputs, gradient = cell.inputs(), cotangents(cell, selection)
     together = evaluate(run(cell, selection), inputs, gradient)
@@ -180,8 +216,10 @@ def test_gradients_are_summed_in_order(dense_grad: bool, device: torch.device) -
         assert_bitwise(name, result.to_dense(), in_order)
 
 
-def test_results_repeat_bit_for_bit(device: torch.device, threads: int) -> None:
-    cell, selection = Cell(images=4, height=9, width=11), select(sample(3, seed=5), seed=5)
+@pytest.mark.parametrize("channels", [5, 16])
+def test_results_repeat_bit_for_bit(channels: int, device: torch.device, threads: int) -> None:
+    cell = Cell(channels=channels, images=4, height=9, width=11)
+    selection = select(sample(3, seed=5), seed=5)
     inputs, gradient = cell.inputs(), cotangents(cell, selection)
     first = evaluate(run(cell, selection), inputs, gradient)
     for _ in range(3):
