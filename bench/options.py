@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,3 +119,15 @@ def positive(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"wanted a whole number above zero, got {text!r}")
     return int(text)
+
+
+def command_line(module: str, arguments: Sequence[str]) -> str:
+    """How to repeat a measurement: the command without the files that it wrote."""
+    kept: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in ("--json", "--plot"):
+            next(rest)
+        elif not argument.startswith(("--json=", "--plot=")):
+            kept.append(argument)
+    return shlex.join(["python", "-m", module, *kept])

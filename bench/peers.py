@@ -5,7 +5,6 @@ process of its own: under malloc's default settings and under settings that keep
 counts in the one that suits it better.
 """
 
-import shlex
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ import torch
 from bench import experiment, passes, peers_table
 from bench.harness import describe_machine, write_json
 from bench.malloc import SETTINGS, measured_under
-from bench.options import NETWORKS, Parser, check_file, network_names, positive
+from bench.options import NETWORKS, Parser, check_file, command_line, network_names, positive
 from bench.targets import outcomes
 
 MODULE = "bench.peers"
@@ -100,7 +99,7 @@ def run_all(options: Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     machine = {name: content.pop("machine") for name, content in settings.items()}
     record = {
         "schema": SCHEMA,
-        "command": shlex.join(["python", "-m", MODULE, *arguments]),
+        "command": command_line(MODULE, arguments),
         "machine": machine[names[0]],
         "batch": options.batch,
         "rounds": options.rounds + options.rounds % 2,

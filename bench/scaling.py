@@ -6,7 +6,6 @@ of a convolution; a network's channels grow on both sides, so there the line has
 keeps memory, threads are pinned, all in a process of its own.
 """
 
-import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ import cwkernels as cw
 from bench.contestants import Contestant, heaviest_architecture, stock_optimizer
 from bench.harness import Action, Interval, Machine, describe_machine, interleave, write_json
 from bench.malloc import measured_under
-from bench.options import Parser, check_file, positive
+from bench.options import Parser, check_file, command_line, positive
 from bench.stock_networks import StockNB201
 
 MODULE = "bench.scaling"
@@ -190,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_json(options.child, run_here(options))
         return 0
     measured = measured_under(SETTING, MODULE, arguments, options.threads)
-    command = shlex.join(["python", "-m", MODULE, *arguments])
+    command = command_line(MODULE, arguments)
     record = {"schema": SCHEMA, "command": command, "malloc": SETTING, **measured}
     print(text(record))
     if options.json is not None:

@@ -234,9 +234,12 @@ class Backward {
       const LoadPlain<T> raw{static_cast<const T*>(p_.input) +
                              loading_.first(a, block, loading_.input_size())};
       const int64_t step = p_.input_channels;
+      const auto values = [&](int64_t p, int64_t c, int64_t left) {
+        raw.prefetch(p * step + c + kAhead<T>);
+        return raw(p * step, c, left);
+      };
       sum_gradients<T>([&](int64_t p, int64_t c, int64_t l) { return masked(p * step, c, l); },
-                       [&](int64_t p, int64_t c, int64_t l) { return raw(p * step, c, l); },
-                       coefficients_, images * p_.height * p_.width, p_.input_channels,
+                       values, coefficients_, images * p_.height * p_.width, p_.input_channels,
                        sums_ + block * 2 * padded());
     });
   }
@@ -325,8 +328,10 @@ class Backward {
         backward};
     const int64_t pixels = loading_.blocks.size(block) * p_.height * p_.width;
     for (int64_t c = 0; c < channels; c += kLanes<T>) {
+      const auto own = load.channel(c, channels - c);
       for (int64_t at = 0; at < pixels * channels; at += channels) {
-        store_channels(grad + at + c, load(at, c, channels - c), channels - c);
+        load.prefetch(at + c + kAhead<T>);
+        store_channels(grad + at + c, own(at), channels - c);
       }
     }
   }

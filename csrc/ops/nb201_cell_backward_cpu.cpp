@@ -117,8 +117,12 @@ class CellBackward {
       const int64_t step = p_.channels;
       // Read by whole vectors: the mean is copied to where zeros follow it.
       T* mean = coefficients_ + e * 4 * shape_.padded;
-      sum_gradients<T>([&](int64_t p, int64_t c, int64_t l) { return own(p * step, c, l); },
-                       [&](int64_t p, int64_t c, int64_t l) { return values(p * step, c, l); },
+      const auto ahead = [&](const LoadPlain<T>& load, int64_t p, int64_t c, int64_t left) {
+        load.prefetch(p * step + c + kAhead<T>);
+        return load(p * step, c, left);
+      };
+      sum_gradients<T>([&](int64_t p, int64_t c, int64_t l) { return ahead(own, p, c, l); },
+                       [&](int64_t p, int64_t c, int64_t l) { return ahead(values, p, c, l); },
                        mean, shape_.block_pixels(block), p_.channels, sums(e, block));
     }
   }

@@ -179,8 +179,10 @@ class CellForward {
   CWK_FLATTEN void add_row(const Load& load, bool overwrite, T* to) const {
     for (int64_t c = 0; c < p_.channels; c += kLanes<T>) {
       const int64_t left = p_.channels - c;
+      const auto own = load.channel(c, left);
       for (int64_t at = 0; at < p_.width * p_.channels; at += p_.channels) {
-        Vector<T> value = load(at, c, left);
+        load.prefetch(at + c + kAhead<T>);
+        Vector<T> value = own(at);
         if (!overwrite) value += load_channels(to + at + c, left);
         store_channels(to + at + c, value, left);
       }

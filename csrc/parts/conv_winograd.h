@@ -21,22 +21,16 @@ CWK_INLINE Side<T> output_side(const GatherConvParams& p) {
           p.output_channels};
 }
 
-CWK_INLINE int64_t winograd_tiles(int64_t height, int64_t width) {
-  return ceil_div(height, kWinogradOutputs) * ceil_div(width, kWinogradOutputs);
-}
-
 // Whether this call may and should go by Winograd. The choice depends on the shape of one
 // architecture's images only, never on how many architectures there are.
 template <class T>
 CWK_INLINE bool winograd_applies(const GatherConvParams& p) {
-  if (!p.winograd || p.double_precision || p.depthwise) return false;
+  if (!p.winograd || p.depthwise) return false;
   if (p.kernel_size != kWinogradTaps || p.stride != 1) return false;
-  if (p.input_channels % kLanes<T> != 0 || p.output_channels % kLanes<T> != 0) return false;
-  // A tile costs a third to two fifths of its 16 pixels directly: at most half may be cut off.
-  const int64_t tiles = winograd_tiles(p.input_height, p.input_width);
-  if (tiles * kWinogradOutputs * kWinogradOutputs > 2 * p.input_height * p.input_width) {
+  if (!winograd_pays<T>(p.input_height, p.input_width, p.input_channels, p.output_channels)) {
     return false;
   }
+  const int64_t tiles = winograd_tiles(p.input_height, p.input_width);
   // Transformed weights and sums are four times the weights: tiles must share them (at 64 channels
   // both ways tie at 8 tiles), and the sums must fit.
   if (p.pass != ConvPass::backward_weight) return p.images * tiles >= kTileBlock;

@@ -146,6 +146,18 @@ struct LoadAveraged {
     const Vector<T> below = inner(at + row, c, left) + inner(at + row + column, c, left);
     return (above + below) * broadcast(T(0.25));
   }
+  CWK_INLINE auto channel(int64_t c, int64_t left) const {
+    return [own = inner.channel(c, left), row = row, column = column](int64_t at)
+               CWK_INLINE_LAMBDA {
+                 const Vector<T> above = own(at) + own(at + column);
+                 const Vector<T> below = own(at + row) + own(at + row + column);
+                 return (above + below) * broadcast(T(0.25));
+               };
+  }
+  CWK_INLINE void prefetch(int64_t at) const {
+    inner.prefetch(at);
+    inner.prefetch(at + row);
+  }
 };
 
 // The gradient of a raw value from that of the normalised one.

@@ -13,13 +13,17 @@
 // and 3.6 times fewer.
 namespace cwkernels::CWK_ISA {
 
+CWK_INLINE int64_t winograd_tiles(int64_t height, int64_t width) {
+  return ceil_div(height, kWinogradOutputs) * ceil_div(width, kWinogradOutputs);
+}
+
 // Whether a 3 x 3 convolution of stride 1 should go by Winograd: by the shape of an image alone.
 template <class T>
 CWK_INLINE bool winograd_pays(int64_t height, int64_t width, int64_t channels, int64_t outputs) {
   if (sizeof(T) != sizeof(float)) return false;
   if (channels % kLanes<T> != 0 || outputs % kLanes<T> != 0) return false;
   // A tile costs a third to two fifths of its 16 pixels directly: at most half may be cut off.
-  const int64_t tiles = ceil_div(height, kWinogradOutputs) * ceil_div(width, kWinogradOutputs);
+  const int64_t tiles = winograd_tiles(height, width);
   return tiles * kWinogradOutputs * kWinogradOutputs <= 2 * height * width;
 }
 
@@ -33,9 +37,7 @@ struct WinogradShape {
   int64_t sources, targets;
 
   CWK_INLINE int64_t tile_columns() const { return ceil_div(width, kWinogradOutputs); }
-  CWK_INLINE int64_t tiles_per_image() const {
-    return ceil_div(height, kWinogradOutputs) * tile_columns();
-  }
+  CWK_INLINE int64_t tiles_per_image() const { return winograd_tiles(height, width); }
   CWK_INLINE int64_t patch_size() const {
     return images_per_block * patch_rows * patch_columns * channels;
   }

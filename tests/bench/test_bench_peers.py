@@ -12,6 +12,7 @@ import torch
 from bench import malloc, passes, peers, peers_table
 from bench.contestants import PEERS, build, stock_network
 from bench.experiment import Batch
+from bench.options import command_line
 from bench.passes import PASSES, RECALIBRATION_PASS, SCORING_PASS, TRAINING_STEP
 from bench.stock_networks import StockNB201
 from bench.targets import ALL, CHANNELS_LAST, NCHW, TARGETS, outcomes, setting_for
@@ -217,6 +218,12 @@ def test_bad_arguments_get_one_line(
     assert message in printed.err
 
 
+def test_a_recorded_command_names_no_files() -> None:
+    arguments = ["--rounds", "2", "--json", "/a b/c.json", "--plot=d.png", "--malloc", "default"]
+    command = "python -m bench.peers --rounds 2 --malloc default"
+    assert command_line("bench.peers", arguments) == command
+
+
 @pytest.mark.slow
 def test_a_small_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "peers.json"
@@ -227,7 +234,8 @@ def test_a_small_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "Targets" in printed
     content = json.loads(path.read_text())
     assert content["schema"] == peers.SCHEMA
-    assert content["command"].startswith("python -m bench.peers --networks only_conv")
+    command = "python -m bench.peers --networks only_conv --batch 2 --architectures 1 --rounds 1"
+    assert content["command"] == f"{command} --threads 1 --malloc keeping"
     assert content["rounds"] == 2
     assert list(content["settings"]) == ["keeping"]
     assert [target["met"] for target in content["targets"]]

@@ -89,7 +89,8 @@ void Convolution::for_each_product(const F& f) const {
       if (from_y < 0 || from_y >= input.height || from_x < 0 || from_x >= input.width) continue;
       const int64_t i = ((n * input.height + from_y) * input.width + from_x) * input.channels;
       for (int64_t k = 0; k < outputs; ++k) {
-        for (int64_t c = 0; c < input.channels; ++c) {
+        if (depthwise) f(i + k, k * taps + t, o * outputs + k);
+        for (int64_t c = 0; !depthwise && c < input.channels; ++c) {
           f(i + c, (k * input.channels + c) * taps + t, o * outputs + k);
         }
       }

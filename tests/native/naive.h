@@ -56,15 +56,16 @@ Values rectify(Values images);
 // The gradient where the rectified value is positive.
 Values rectify_backward(Values grad, const Values& before);
 
-// A convolution [K, C, R, R] of all architectures' images.
+// A convolution [K, C, R, R] of all architectures' images; depthwise [C, 1, R, R].
 struct Convolution {
   Shape input;
   int64_t outputs, size, stride;
+  bool depthwise = false;
 
   Shape output() const {
     return input.with((input.height - 1) / stride + 1, (input.width - 1) / stride + 1, outputs);
   }
-  int64_t weights() const { return outputs * input.channels * size * size; }
+  int64_t weights() const { return outputs * (depthwise ? 1 : input.channels) * size * size; }
   Values forward(const Values& images, const Values& weight) const;
   Values input_gradient(const Values& grad, const Values& weight) const;
   Values weight_gradient(const Values& grad, const Values& images) const;

@@ -123,7 +123,7 @@ void check(const std::string& name, const std::vector<double>& wanted, const F& 
            double tolerance = kTolerance<T>) {
   const Buffer<T> first = run(schedules().front());
   bool passed = as_close(first, wanted, tolerance);
-  for (const Parallel& parallel : schedules()) passed &= same_bits(first, run(parallel));
+  for (size_t i = 1; i < schedules().size(); ++i) passed &= same_bits(first, run(schedules()[i]));
   report(name, passed);
 }
 

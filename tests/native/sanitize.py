@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,10 +100,12 @@ def main() -> int:
             raise SystemExit(f"sanitize: {driver} names no instruction set")
         for isa in isas:
             check_plants(driver, sanitizers, isa)
-        result = drive(driver)
-        print(result.stdout, end="")
-        if result.returncode != 0:
-            raise SystemExit(f"sanitize: {sanitizers}: exit code {result.returncode}")
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            results = list(pool.map(partial(drive, driver), isas))
+        for isa, result in zip(isas, results, strict=True):
+            print(result.stdout, end="")
+            if result.returncode != 0:
+                raise SystemExit(f"sanitize: {sanitizers}, {isa}: exit code {result.returncode}")
         print(
             f"sanitize: {sanitizers}: {', '.join(plants)} found on {', '.join(isas)}; the kernels "
             f"pass ({built - start:.0f} s to build, {time.perf_counter() - built:.0f} s to run)",
