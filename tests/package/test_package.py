@@ -153,11 +153,12 @@ OBJECTS = sorted((ROOT / "build" / "cmake" / "CMakeFiles").glob("cpu_*.dir/csrc/
 def test_kernels_of_one_instruction_set_stay_in_their_namespace(path: Path) -> None:
     """Else the linker could pick AVX-512 code for a machine that does not have it."""
     isa = path.parts[-4].removeprefix("cpu_").removesuffix(".dir")
-    symbols = subprocess.run(["nm", "-C", path], capture_output=True, text=True, check=True).stdout
+    # As mangled: nm gives up on some lambdas within lambdas.
+    symbols = subprocess.run(["nm", path], capture_output=True, text=True, check=True).stdout
     defined = [line.split(maxsplit=2) for line in symbols.splitlines() if " U " not in line]
     exported = [name for _, kind, name in defined if kind in "TWVBDu"]
     assert exported
-    assert all(f"cwkernels::{isa}::" in name for name in exported)
+    assert all("9cwkernels" in name and f"{len(isa)}{isa}" in name for name in exported)
 
 
 def test_the_make_environment_reuses_a_torch_that_is_new_enough() -> None:

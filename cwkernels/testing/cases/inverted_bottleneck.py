@@ -227,7 +227,7 @@ def _network_call(images: int, training: bool, number: int, code: int) -> Call |
     ours, theirs = run(layer, selection), stock(layer, selection, statistics_too=False)
     return Call(
         "inverted_bottleneck",
-        name if training else f"{name}_evaluation",
+        name if training else f"{name}_eval",
         ours if training else without_gradients(ours),
         theirs,
         layer.inputs,
