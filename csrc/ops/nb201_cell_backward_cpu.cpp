@@ -22,7 +22,6 @@ class CellBackward {
     sources_ = arena.take<T>(workers_ * shape_.patch.size());
     targets_ = arena.take<T>(workers_ * kMostTargets * shape_.patch.size());
     scratch_ = arena.take<T>(workers_ * scratch_size());
-    pool_rows_ = arena.take<T>(workers_ * shape_.pool().scratch());
     partials_ = arena.take<T>(workers_ * partial_size_);
     sums_ = arena.take<T>(kCellEdges * shape_.blocks.count * 2 * shape_.padded);
     coefficients_ = arena.take<T>(kCellEdges * 4 * shape_.padded);
@@ -191,17 +190,17 @@ class CellBackward {
       fill(values, block, source(worker));
       convolve(n, CellCode::skip, patches, worker, block, to, normed > 0);
     }
-    add_others(n, worker, block, normed + plain == 0, to);
+    add_others(n, block, normed + plain == 0, to);
   }
 
   // What edges without weights add to the gradient of a node, or give it alone.
-  void add_others(int n, int64_t worker, int64_t block, bool overwrite, T* to) const {
+  void add_others(int n, int64_t block, bool overwrite, T* to) const {
     for (int e = 0; e < kCellEdges; ++e) {
       const CellEdge& edge = plan().edges[e];
       if (kCellSources[e] != n || edge.code == CellCode::none || convolves(edge)) continue;
       const T* from = grad(kCellTargets[e]) + shape_.block_offset(block);
       if (edge.code == CellCode::average_pool) {
-        add_pool(from, worker, block, overwrite, to);
+        add_pool(from, block, overwrite, to);
       } else {
         add(from, block, overwrite, to);
       }
@@ -242,11 +241,11 @@ class CellBackward {
     for (int64_t i = 0; i < size; ++i) to[i] = overwrite ? from[i] : to[i] + from[i];
   }
 
-  void add_pool(const T* from, int64_t worker, int64_t block, bool overwrite, T* to) const {
+  void add_pool(const T* from, int64_t block, bool overwrite, T* to) const {
     const int64_t row = p_.width * p_.channels;
     for (int64_t i = 0; i < shape_.blocks.size(block) * p_.height; ++i) {
       pool_row_backward(shape_.pool(), from + i / p_.height * shape_.image_size, i % p_.height,
-                        overwrite, pool_rows_ + worker * shape_.pool().scratch(), to + i * row);
+                        overwrite, to + i * row);
     }
   }
 
@@ -266,7 +265,6 @@ class CellBackward {
   T* sources_;
   T* targets_;
   T* scratch_;
-  T* pool_rows_;
   T* partials_;
   T* sums_;
   T* coefficients_;

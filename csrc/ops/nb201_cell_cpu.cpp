@@ -20,7 +20,6 @@ class CellForward {
         fused_(!p_.training && !p_.kept),
         patches_(arena.take<T>(workers_ * shape_.patch.size())),
         scratch_(arena.take<T>(workers_ * convolutions_.scratch_size())),
-        pool_rows_(arena.take<T>(workers_ * shape_.pool().scratch())),
         measures_(arena.take<T>(kCellEdges * shape_.blocks.count * 2 * shape_.padded)),
         coefficients_(arena.take<T>(kCellEdges * 3 * shape_.padded)) {
     const int64_t scratch =
@@ -169,8 +168,7 @@ class CellForward {
     const T* from = convolves(edge) ? raw(e, worker, block) : node(kCellSources[e], worker, block);
     if (edge.code == CellCode::average_pool) {
       const T* image = from + i / p_.height * shape_.image_size;
-      return pool_row(shape_.pool(), image, i % p_.height, overwrite,
-                      pool_rows_ + worker * shape_.pool().scratch(), to);
+      return pool_row(shape_.pool(), image, i % p_.height, overwrite, to);
     }
     add_row(LoadPlain<T>{from + i * row}, overwrite, to);
   }
@@ -223,7 +221,6 @@ class CellForward {
   bool fused_;
   T* patches_;
   T* scratch_;
-  T* pool_rows_;
   T* measures_;
   T* coefficients_;
   T* raw_scratch_[kCellEdges];
