@@ -1,11 +1,13 @@
 """The NAS-Bench-Macro layer: identity or an inverted bottleneck."""
 
+import torch
 from torch import Tensor, nn
 
 from cwkernels import ops
 from cwkernels.nn.convolution import ConditionalConv
-from cwkernels.nn.measurement import Measurement
+from cwkernels.nn.measurement import Measurement, measured_norms
 from cwkernels.nn.set_map import SetMap
+from cwkernels.ops._bottleneck_plan import PROJECTION
 from cwkernels.ops.inverted_bottleneck import statistics_slice
 from cwkernels.spaces.macro import BOTTLENECKS, CANDIDATES, IDENTITY, Layer
 from cwkernels.spaces.macro import Bottleneck as Shape
@@ -88,9 +90,18 @@ class MacroLayer(nn.Module):
             )
             self.add_module(name, projection)
 
+        # Gathered once: a step would spend as long on it as on a small kernel.
+        self._convolutions = [m for m in self.modules() if isinstance(m, ConditionalConv)]
+        self._banks = [conv.convolution for conv in self._convolutions]
+        self._scales = [conv.scale for conv in self._convolutions if conv.scale is not None]
+        self._shifts = [conv.shift for conv in self._convolutions if conv.shift is not None]
+        self._running = [
+            conv.statistics for conv in self._convolutions if conv.statistics is not None
+        ]
+
     def convolutions(self) -> list[ConditionalConv]:
         """In the operation's order: three of each bottleneck, then the identity's projection."""
-        return [module for module in self.modules() if isinstance(module, ConditionalConv)]
+        return self._convolutions
 
     def forward(self, input: Tensor, selection: Tensor) -> tuple[Tensor, list[Measurement]]:
         """Runs the layer.
@@ -102,22 +113,23 @@ class MacroLayer(nn.Module):
         Returns:
             The output and what the batch norms measured.
         """
-        convolutions = self.convolutions()
-        weights: list[Tensor] = [conv.convolution.weight for conv in convolutions]
-        running = [conv.statistics for conv in convolutions if conv.statistics is not None]
+        weights: list[Tensor] = [bank.weight for bank in self._banks]
+        read = [] if self.training else self._running
         output, statistics = ops.inverted_bottleneck(
             input,
             selection,
             weights,
-            [conv.scale.weight for conv in convolutions if conv.scale is not None],
-            [conv.shift.weight for conv in convolutions if conv.shift is not None],
-            [norm.running_mean for norm in running],
-            [norm.running_var for norm in running],
+            [scale.weight for scale in self._scales],
+            [shift.weight for shift in self._shifts],
+            [norm.running_mean for norm in read],
+            [norm.running_var for norm in read],
             stride=self.stride,
             training=self.training,
             recompute=self.recompute,
             dense_grad=self.dense_grad,
         )
+        if not self.training:
+            return output, []
         return output, self._measured(input, output, selection, weights, statistics)
 
     def _measured(
@@ -130,18 +142,19 @@ class MacroLayer(nn.Module):
     ) -> list[Measurement]:
         by_arch = statistics.reshape(-1, *statistics.shape[-2:])
         codes, rows = selection.reshape(-1, 2).unbind(-1)
+        owners = torch.tensor(
+            [0 if i == PROJECTION else 1 + i // 3 for i in range(len(self._running))], device="cpu"
+        )  # the code that runs a convolution
+        by_norm = rows.where(codes == owners[:, None], -1)
         measurements = []
-        for i, conv in enumerate(self.convolutions()):
-            if conv.statistics is None:
-                continue
-            owner = 0 if i == 6 else 1 + i // 3  # the code that runs this convolution
-            expand = i < 6 and i % 3 == 0
+        for i in measured_norms(by_norm):
+            expand = i < PROJECTION and i % 3 == 0
             shape = (input if expand else output).shape
             measurements.append(
                 Measurement(
-                    conv.statistics,
+                    self._running[i],
                     by_arch[..., statistics_slice(weights, i)],
-                    rows.where(codes == owner, -1),
+                    by_norm[i],
                     shape[-4] * shape[-2] * shape[-1],
                 )
             )

@@ -26,6 +26,16 @@ class Measurement:
     count: int
 
 
+def measured_norms(rows: Tensor) -> list[int]:
+    """Which batch norms any architecture ran, from int64 [L, A], -1 where it did not.
+
+    A graph that is compiled for every architecture takes all of them.
+    """
+    if torch.compiler.is_compiling():
+        return list(range(rows.shape[0]))
+    return [i for i, own in enumerate(rows.tolist()) if max(own) >= 0]
+
+
 def update_running(measurements: list[Measurement], momentum: float | None) -> None:
     """Writes all measurements with `cw.ops.update_statistics`."""
     if not measurements:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from cwkernels import ops
 from cwkernels.nn.bank import RunningStatistics
 from cwkernels.nn.convolution import ConditionalConv, FixedConv, FixedNorm
-from cwkernels.nn.measurement import Measurement
+from cwkernels.nn.measurement import Measurement, measured_norms
 from cwkernels.nn.set_map import SetMap
 from cwkernels.spaces.nb201 import CANDIDATES, EDGES, NOR_CONV_1X1, NOR_CONV_3X3, SKIP_CONNECT
 
@@ -79,19 +79,25 @@ class NB201Cell(nn.Module):
                 capacity=capacities[decision],
             )
             self.add_module(f"edge_{source}_{target}", edge)
-
-    def convolutions(self) -> list[list[ConditionalConv]]:
-        """For each edge: 1x1, 3x3 and, if there is one, the skip's projection."""
-        return [edge.convolutions() for edge in self.children() if isinstance(edge, MixedEdge)]
-
-    def running_statistics(self) -> list[RunningStatistics]:
-        """The batch norms edge by edge: 1x1, 3x3."""
-        return [
+        # Gathered once: a step would spend as long on it as on a small kernel.
+        self._convolutions = [
+            edge.convolutions() for edge in self.children() if isinstance(edge, MixedEdge)
+        ]
+        self._banks = [conv.convolution for edge in self._convolutions for conv in edge]
+        self._running = [
             conv.statistics
-            for edge in self.convolutions()
+            for edge in self._convolutions
             for conv in edge
             if conv.statistics is not None
         ]
+
+    def convolutions(self) -> list[list[ConditionalConv]]:
+        """For each edge: 1x1, 3x3 and, if there is one, the skip's projection."""
+        return self._convolutions
+
+    def running_statistics(self) -> list[RunningStatistics]:
+        """The batch norms edge by edge: 1x1, 3x3."""
+        return self._running
 
     def forward(
         self, input: Tensor, selection: Tensor, rows: Tensor
@@ -104,24 +110,26 @@ class NB201Cell(nn.Module):
             rows: int64 [12, A]: the row of each batch norm that runs, else -1.
 
         Returns:
-            The output, its statistics [..., 2, C], and what the batch norms measured.
+            The output, its statistics [..., 2, C], and what the batch norms measured in training.
         """
-        convolutions = self.convolutions()
-        running = self.running_statistics()
+        read = [] if self.training else self._running
         output, statistics, output_statistics = ops.nb201_cell(
             input,
             selection,
-            [conv.convolution.weight for edge in convolutions for conv in edge],
-            [norm.running_mean for norm in running],
-            [norm.running_var for norm in running],
+            [bank.weight for bank in self._banks],
+            [norm.running_mean for norm in read],
+            [norm.running_var for norm in read],
             training=self.training,
             count_include_pad=self.count_include_pad,
             dense_grad=self.dense_grad,
         )
+        if not self.training:
+            return output, output_statistics, []
         by_edge = statistics.reshape(-1, *statistics.shape[-3:])
         count = input.shape[-4] * input.shape[-2] * input.shape[-1]
         measurements = [
-            Measurement(norm, by_edge[:, i // 2], rows[i], count) for i, norm in enumerate(running)
+            Measurement(self._running[i], by_edge[:, i // 2], rows[i], count)
+            for i in measured_norms(rows)
         ]
         return output, output_statistics, measurements
 

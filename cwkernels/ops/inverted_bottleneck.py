@@ -60,7 +60,8 @@ def inverted_bottleneck(
             [S, K, E, 1, 1] of code 1, the same of code 2 and, in a strided layer, the identity's
             projection [S, K, C, 1, 1].
         scales, shifts: the affine maps of the batch norms behind them, [S, channels] each.
-        running_mean, running_var: [S, channels] each; read in evaluation.
+        running_mean, running_var: [S, channels] each; read in evaluation, and may be none in
+            training.
         stride: of the depthwise convolution and the projection, 1 or 2.
         training: normalise by batch statistics (each architecture's own), else by running ones.
         eps: added to the variance.
@@ -76,9 +77,9 @@ def inverted_bottleneck(
         ValueError: if shapes or dtypes do not fit together, for another stride, or if a code or row
             is out of range.
     """
-    images, choices = _check(
-        input, selection, stride, weights, scales, shifts, running_mean, running_var
-    )
+    # In training running statistics are not read, and may be none.
+    running_groups = () if training and not running_mean else (running_mean, running_var)
+    images, choices = _check(input, selection, stride, weights, scales, shifts, *running_groups)
     if training:
         check_batch("inverted_bottleneck", input.shape, stride)
     # In training running statistics are not read, and free to be updated before backward.
@@ -149,7 +150,7 @@ def _check(
         if weight.shape != shape:
             raise fail(f"weights[{i}]", str(list(shape)), list(weight.shape))
     for name, tensors in zip(
-        ("scales", "shifts", "running_mean", "running_var"), norms, strict=True
+        ("scales", "shifts", "running_mean", "running_var"), norms, strict=False
     ):
         got_shapes = [list(tensor.shape) for tensor in tensors]
         wanted_shapes = [list(weight.shape[:2]) for weight in weights]

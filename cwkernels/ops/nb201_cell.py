@@ -49,7 +49,8 @@ def nb201_cell(
             to read in its banks.
         weights: the banks, [S, C, C, R, R] each, edge by edge: 1x1, 3x3 and, in networks with a
             skip projection, a 1x1 that a skip multiplies by.
-        running_mean, running_var: [S, C] each, edge by edge: 1x1, 3x3; read in evaluation.
+        running_mean, running_var: [S, C] each, edge by edge: 1x1, 3x3; read in evaluation, and may
+            be none in training.
         training: normalise by batch statistics (each architecture's own), else by running ones.
         count_include_pad: whether the average pool divides by 9 at the border too.
         eps: added to the variance.
@@ -64,7 +65,7 @@ def nb201_cell(
     Raises:
         ValueError: if shapes or dtypes do not fit together, or a code or row is out of range.
     """
-    images, choices = _check(input, selection, weights, running_mean, running_var)
+    images, choices = _check(input, selection, weights, running_mean, running_var, training)
     if training:
         check_batch("nb201_cell", input.shape)
     # In training they are not read: fewer tensors to pass, and free to be updated before backward.
@@ -99,6 +100,7 @@ def _check(
     weights: Sequence[Tensor],
     running_mean: Sequence[Tensor],
     running_var: Sequence[Tensor],
+    training: bool,
 ) -> tuple[Tensor, Tensor]:
     """The images [A or 1, N, C, H, W] and the selection [A, 6, 2]."""
 
@@ -116,8 +118,10 @@ def _check(
     ):
         wanted = "[N, C, H, W]" + (f" or [{selection.shape[0]}, N, C, H, W]" if several else "")
         raise fail("input", wanted, list(input.shape))
-    if len(weights) not in (12, 18) or len(running_mean) != 12 or len(running_var) != 12:
-        got = f"{len(weights)}, {len(running_mean)}, {len(running_var)}"
+    lengths = len(weights), len(running_mean), len(running_var)
+    unread = training and lengths[1:] == (0, 0)
+    if lengths[0] not in (12, 18) or not (unread or lengths[1:] == (12, 12)):
+        got = ", ".join(map(str, lengths))
         raise fail("weights, running_mean, running_var", "12 (or 18), 12, 12 tensors", got)
     channels = input.shape[-3]
     per_edge = len(weights) // 6
