@@ -90,12 +90,17 @@ def peak_allocation(action: Callable[[], object], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         action()
         return torch.cuda.max_memory_allocated(device) - before
+    return replayed_peak(allocations(action))
+
+
+def allocations(action: Callable[[], object]) -> list[int]:
+    """The bytes that an action allocates (positive) and releases (negative), in order; CPU only."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         action()
     result = profiler.profiler.kineto_results
     events = [event for event in result.events() if event.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
-    return replayed_peak(event.nbytes() for event in events)
+    return [event.nbytes() for event in events]
 
 
 def replayed_peak(changes: Iterable[int]) -> int:
