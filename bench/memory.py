@@ -6,13 +6,15 @@
 - inputs: images and labels;
 - saved: what autograd saves for backward, seen by saved-tensor hooks and counted once per storage;
   parameters, buffers and inputs are not counted;
+- pool: scratch of our CPU kernels, which the process keeps from step to step
+  (`cw.workspace_bytes()`) and no allocator of PyTorch's sees: what steps take after a release;
 - peak: what is resident before a step (all of the above but saved) and the most that a step has
   allocated on top of it: on a GPU from `max_memory_allocated`, on a CPU from a replay of
   the profiler's allocation events;
 - workspace: the rest of the peak, which is temporaries of operations, gradients made so far in the
   step, and what an operation hides from the saved-tensor hooks;
 - process: VmHWM of a fresh process that does nothing but such steps, interpreter and PyTorch's own
-  libraries among it. It alone sees memory that comes from elsewhere than PyTorch's allocators.
+  libraries among it. It alone sees memory that comes from elsewhere than all that.
 
 `python -m bench.memory --child NETWORK CONTESTANT BATCH` is that fresh process; it prints bytes.
 """
@@ -30,6 +32,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
+import cwkernels as cw
 from bench.contestants import Contestant, build, every_choice, heaviest_architecture
 from bench.harness import unbound
 from bench.stock_networks import AuthorsWay
@@ -47,6 +50,7 @@ class MemoryUse:
     gradients: int
     inputs: int
     saved: int
+    pool: int
     workspace: int
     peak: int
     process: int | None = None
@@ -86,12 +90,17 @@ def peak_allocation(action: Callable[[], object], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         action()
         return torch.cuda.max_memory_allocated(device) - before
+    return replayed_peak(allocations(action))
+
+
+def allocations(action: Callable[[], object]) -> list[int]:
+    """The bytes that an action allocates (positive) and releases (negative), in order; CPU only."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         action()
     result = profiler.profiler.kineto_results
     events = [event for event in result.events() if event.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
-    return replayed_peak(event.nbytes() for event in events)
+    return [event.nbytes() for event in events]
 
 
 def replayed_peak(changes: Iterable[int]) -> int:
@@ -112,6 +121,7 @@ def measure(
 ) -> MemoryUse:
     """The parts of one step, after steps that bring all momentum and the caches into being."""
     images = images.contiguous(memory_format=contestant.memory_format)
+    cw.release_workspace()  # what contestants before this one took
     for each in (*warm_up, architecture):
         contestant.step(images, labels, each)
     network = contestant.network
@@ -127,6 +137,7 @@ def measure(
         chain(network.parameters(), network.buffers(), (images, labels)),
     )
     inputs = storage_bytes((images, labels))
+    pool = cw.workspace_bytes()
     step = peak_allocation(lambda: contestant.step(images, labels, architecture), images.device)
     return MemoryUse(
         parameters=parameters,
@@ -135,8 +146,9 @@ def measure(
         gradients=gradients,
         inputs=inputs,
         saved=saved,
+        pool=pool,
         workspace=step - saved,
-        peak=parameters + momentum + running_statistics + gradients + inputs + step,
+        peak=parameters + momentum + running_statistics + gradients + inputs + pool + step,
     )
 
 

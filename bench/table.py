@@ -24,6 +24,7 @@ MEMORY_TITLES = {
     "gradients": "grads",
     "inputs": "inputs",
     "saved": "saved",
+    "pool": "pool",
     "workspace": "workspace",
     "peak": "peak",
     "process": "process",

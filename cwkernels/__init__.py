@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from cwkernels.ops import (
         backend,
         float32_conv_precision,
+        release_workspace,
         set_backend,
         set_float32_conv_precision,
+        workspace_bytes,
     )
 
 __all__ = [
@@ -28,17 +30,21 @@ __all__ = [
     "nn",
     "ops",
     "optim",
+    "release_workspace",
     "set_backend",
     "set_float32_conv_precision",
     "spaces",
+    "workspace_bytes",
 ]
 
 _HOMES = {
     "backend": "ops",
     "build_info": "about",
     "float32_conv_precision": "ops",
+    "release_workspace": "ops",
     "set_backend": "ops",
     "set_float32_conv_precision": "ops",
+    "workspace_bytes": "ops",
 }
 """Where the names that are no parts come from."""
 

@@ -16,6 +16,7 @@ from cwkernels.ops.precision import (
 )
 from cwkernels.ops.sgd import sgd
 from cwkernels.ops.update_statistics import update_statistics
+from cwkernels.ops.workspace import release_workspace, workspace_bytes
 
 __all__ = [
     "backend",
@@ -29,10 +30,12 @@ __all__ = [
     "inverted_bottleneck",
     "nb201_cell",
     "norm_add",
+    "release_workspace",
     "set_backend",
     "set_float32_conv_precision",
     "sgd",
     "update_statistics",
+    "workspace_bytes",
 ]
 
 

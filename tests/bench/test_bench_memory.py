@@ -99,9 +99,11 @@ def test_the_parts_of_a_tiny_network() -> None:
             used.gradients,
             used.inputs,
             used.saved,
+            used.pool,
             used.workspace,
         )
     )
+    assert used.pool == 0
     assert used.process is None
 
 
@@ -126,6 +128,7 @@ def test_weight_sets_cost_parameters_and_momentum(network: str, before: int, aft
     assert (split.parameters, split.momentum) == (4 * after, 4 * after)
     assert split.running_statistics > baseline.running_statistics
     assert split.saved == baseline.saved
+    assert split.pool == baseline.pool > 0
     assert split.gradients == 0
 
 
@@ -143,6 +146,7 @@ def test_stock_parts_match_the_stock_network() -> None:
     used = measured("stock_channels_last", "full")
     assert used.parameters == used.momentum == 4 * 718_426
     assert used.saved == measured("stock_nchw", "full").saved
+    assert used.pool == 0
 
 
 @pytest.mark.slow

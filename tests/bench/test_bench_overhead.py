@@ -31,7 +31,7 @@ SECONDS = {
 
 
 def memory_use(peak: int) -> MemoryUse:
-    return MemoryUse(1, 2, 3, 4, 5, 6, 7, peak)
+    return MemoryUse(1, 2, 3, 4, 5, 6, 7, 8, peak)
 
 
 def result() -> NetworkResult:

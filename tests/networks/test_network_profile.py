@@ -1,4 +1,4 @@
-"""What a training step runs: our operations, forward and backward, and no stock convolution."""
+"""What a training step runs: our operations, both ways, no stock convolution or batch norm."""
 
 from collections.abc import Callable
 
@@ -18,8 +18,10 @@ def operations(step: Callable[[], object]) -> set[str]:
     return {event.key for event in profiled.key_averages()}
 
 
-def stock_convolutions(names: set[str]) -> set[str]:
-    return {name for name in names if name.startswith("aten::") and "conv" in name}
+def stock_layers(names: set[str]) -> set[str]:
+    """Convolutions and batch norms of torch's own."""
+    kinds = ("conv", "batch_norm")
+    return {n for n in names if n.startswith("aten::") and any(kind in n for kind in kinds)}
 
 
 def training_step(net: nn.Module, optimizer: torch.optim.Optimizer, arch: Tensor) -> None:
@@ -31,7 +33,9 @@ def training_step(net: nn.Module, optimizer: torch.optim.Optimizer, arch: Tensor
 @pytest.mark.slow
 @every_network
 @pytest.mark.parametrize(("dense_grad", "several"), [(False, False), (True, True)])
-def test_no_stock_convolution_runs(name: str, dense_grad: bool, several: bool) -> None:
+def test_no_stock_convolution_or_batch_norm_runs(
+    name: str, dense_grad: bool, several: bool
+) -> None:
     net = build(name, dense_grad=dense_grad)
     net.split()
     optimizer = cw.optim.SGD(net)
@@ -41,7 +45,7 @@ def test_no_stock_convolution_runs(name: str, dense_grad: bool, several: bool) -
     unit = "inverted_bottleneck" if name == "macro" else "nb201_cell"
     ours = {f"cwkernels::{own}" for own in (unit, "conv_norm", "norm_add")}
     assert ours | {f"{own}_backward" for own in ours} <= names
-    assert stock_convolutions(names) == set()
+    assert stock_layers(names) == set()
 
 
 @pytest.mark.slow
@@ -51,5 +55,14 @@ def test_the_profile_would_show_stock_convolutions(name: str) -> None:
     optimizer = cw.optim.SGD(net)
     with cw.backend("reference"):
         names = operations(lambda: training_step(net, optimizer, busy_arch(name)))
-    assert {"aten::convolution", "aten::convolution_backward"} <= stock_convolutions(names)
+    assert {"aten::convolution", "aten::convolution_backward"} <= stock_layers(names)
     assert "cwkernels::conv_norm" not in names
+
+
+@pytest.mark.slow
+@every_network
+def test_the_profile_would_show_stock_batch_norms(name: str) -> None:
+    net = build(name).standalone(busy_arch(name))
+    names = operations(lambda: net(images_for()).sum().backward())
+    wanted = {"aten::batch_norm", "aten::native_batch_norm_backward", "aten::convolution"}
+    assert wanted <= stock_layers(names)

@@ -123,6 +123,26 @@ def test_twenty_steps_write_the_selected_rows_and_no_other(name: str) -> None:
 
 
 @every_network
+def test_a_step_of_several_architectures_writes_the_rows_of_all_and_no_other(name: str) -> None:
+    net = built_split(name)
+    optimizer = cw.optim.SGD(net, lr=0.05, weight_decay=1e-3)
+    archs = [arch_of(digits) for digits in ARCHS[name][:3]]
+    before = snapshot(net)
+    net(images_for(), torch.stack(archs)).square().mean().backward()
+    optimizer.step()
+    after, momentum = net.state_dict(), momenta(net, optimizer)
+    for key, bank in net.banks().items():
+        rows = {row_read(net, bank, arch) for arch in archs} - {None}
+        weight = f"{key}.weight"
+        changed = set(changed_rows(before[weight], after[weight]))
+        assert changed == rows or (bank.is_norm and changed < rows), weight
+        assert (weight in momentum) == bool(rows), weight
+        if rows:
+            moved = changed_rows(torch.zeros_like(momentum[weight]), momentum[weight])
+            assert set(moved) == rows, weight
+
+
+@every_network
 def test_only_the_banks_that_are_read_get_gradients(name: str) -> None:
     net = built_split(name)
     for digits in ARCHS[name]:

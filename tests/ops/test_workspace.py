@@ -1,0 +1,107 @@
+"""The pool that scratch comes from: its size, its reuse, its release, and its poison."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import cwkernels as cw
+from cwkernels.testing import Call, assert_bitwise, evaluate, network_calls
+
+CALLS = {call.operation: call for call in network_calls()}
+
+
+@pytest.fixture(autouse=True)
+def empty_pool() -> Iterator[None]:
+    """With one thread, so that all calls of a kind take the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    cw.release_workspace()
+    yield
+    cw.release_workspace()
+    torch.set_num_threads(before)
+
+
+def convolve(images: int) -> Callable[[], Tensor]:
+    """A direct convolution, whose weight gradient has a partial result for each chunk of images."""
+    pixels = torch.ones(images, 16, 16, 16)
+    bank = torch.ones(1, 16, 16, 3, 3, requires_grad=True)
+
+    def run() -> Tensor:
+        output = cw.ops.gather_conv(pixels, bank, torch.tensor(0), dense_grad=True)
+        output.sum().backward()
+        return output.detach()
+
+    return run
+
+
+def results(call: Call) -> dict[str, Tensor]:
+    """Outputs and gradients, compact ones as ordinary tensors."""
+    evaluated = evaluate(call.run, call.inputs(), call.cotangents())
+    return {
+        name: result.to_dense() if result.is_sparse else result
+        for name, result in evaluated.items()
+        if result is not None
+    }
+
+
+def test_a_pool_begins_empty_grows_and_is_released() -> None:
+    assert cw.workspace_bytes() == 0
+    convolve(2)()
+    assert cw.workspace_bytes() > 0
+    cw.release_workspace()
+    assert cw.workspace_bytes() == 0
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=str)
+def test_equal_calls_use_the_same_memory_again(call: Call) -> None:
+    results(call)
+    size = cw.workspace_bytes()
+    for _ in range(3):
+        results(call)
+        assert cw.workspace_bytes() == size
+
+
+def test_the_largest_call_is_what_the_pool_keeps() -> None:
+    sizes = []
+    for images in (1, 2, 8, 64):
+        cw.release_workspace()
+        convolve(images)()
+        sizes.append(cw.workspace_bytes())
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+    for images in (1, 64, 2, 8):
+        convolve(images)()
+    # One piece in place of another, not beside it.
+    assert cw.workspace_bytes() == sizes[-1]
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=str)
+def test_results_do_not_depend_on_what_the_memory_held(call: Call) -> None:
+    expected = results(call)
+    others = [results(call)]
+    cw.release_workspace()
+    others.append(results(call))
+    torch.ops.cwkernels.poison_workspace(True)
+    try:
+        others.append(results(call))
+    finally:
+        torch.ops.cwkernels.poison_workspace(False)
+    for other in others:
+        assert other.keys() == expected.keys()
+        for name, result in other.items():
+            assert_bitwise(name, result, expected[name], nonzero=0)
+
+
+# AOTDispatcher's check compares tensors, and these have none.
+CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("workspace_bytes", ()), ("release_workspace", ()), ("poison_workspace", (False,))],
+)
+def test_opcheck(name: str, arguments: tuple[bool, ...]) -> None:
+    operation = getattr(torch.ops.cwkernels, name).default
+    torch.library.opcheck(operation, arguments, test_utils=CHECKS)
