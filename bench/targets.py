@@ -57,7 +57,7 @@ TARGETS = (
     Target(SAVED, ALL, "ours_split", "ours", 1.0),
     Target(SPLIT, ALL, "ours_split", "ours", 1.01),
 )
-"""Issue 6's table, and its bounds on memory and on the cost of sets."""
+"""Speed-ups, parts of stock's memory, and what sets may cost."""
 
 
 @dataclass(frozen=True)
