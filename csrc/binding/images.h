@@ -23,11 +23,6 @@ inline Tensor dense_images(const Tensor& tensor) {
   return channels_before(torch::stable::contiguous(channels_behind(tensor)));
 }
 
-// The same as [..., N, H, W, C].
-inline Tensor dense_channels_last(const Tensor& tensor) {
-  return torch::stable::contiguous(channels_behind(tensor));
-}
-
 // New images, dense and channels-last, from [..., N, H, W, C].
 inline Tensor new_images(const Tensor& like, std::vector<int64_t> channels_last_size) {
   const Tensor images = torch::stable::new_empty(like, channels_last_size);

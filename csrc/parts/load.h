@@ -184,25 +184,4 @@ struct LoadNormGradient {
   }
 };
 
-// The same where the normalised value was rectified: the gradient passes where it was positive.
-template <class T>
-struct LoadRectifiedNormGradient {
-  static constexpr bool kCopies = false;
-
-  const T* grad;
-  const T* raw;
-  Norm<T> norm;
-  NormBackward<T> backward;
-
-  CWK_INLINE Vector<T> operator()(int64_t at, int64_t c, int64_t left) const {
-    const Vector<T> value = load_channels(raw + at + c, left);
-    const Vector<T> passed = load_channels(grad + at + c, left);
-    return backward(norm(value, c) <= Vector<T>{} ? Vector<T>{} : passed, value, c);
-  }
-  CWK_INLINE void prefetch(int64_t at) const {
-    CWK_ISA::prefetch(grad + at);
-    CWK_ISA::prefetch(raw + at);
-  }
-};
-
 }  // namespace cwkernels::CWK_ISA
