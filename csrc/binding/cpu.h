@@ -3,6 +3,7 @@
 
 #include "../parts/isa.h"
 #include "../parts/parallel.h"
+#include "workspace.h"
 
 namespace cwkernels {
 
@@ -20,3 +21,12 @@ inline Parallel cpu_parallel() {
 }
 
 }  // namespace cwkernels
+
+// Runs a CPU kernel that has scratch: of the instruction set in force, in `params.workspace`.
+#define CWK_RUN_CPU(function, params)                                                        \
+  do {                                                                                       \
+    const ::cwkernels::Isa isa = ::cwkernels::cpu_isa();                                     \
+    const ::cwkernels::Workspace workspace(CWK_CALL_CPU(isa, function##_workspace, params)); \
+    (params).workspace = workspace.data();                                                   \
+    CWK_CALL_CPU(isa, function, params);                                                     \
+  } while (false)

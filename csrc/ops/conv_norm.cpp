@@ -8,7 +8,6 @@
 
 #include "../binding/cpu.h"
 #include "../binding/images.h"
-#include "../binding/workspace.h"
 
 // Images are [A, N, C, H, W], or [N, C, H, W] of one architecture.
 namespace cwkernels {
@@ -109,10 +108,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight,
   params.output = output.mutable_data_ptr();
   params.measured = measured.mutable_data_ptr();
   if (output.numel() == 0) return {output, torch::stable::zero_(measured)};
-  const Isa isa = cpu_isa();
-  const Workspace workspace(CWK_CALL_CPU(isa, conv_norm_workspace, params));
-  params.workspace = workspace.data();
-  CWK_CALL_CPU(isa, conv_norm, params);
+  CWK_RUN_CPU(conv_norm, params);
   return {output, measured};
 }
 
@@ -148,10 +144,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   params.grad_weight = grad_weight.mutable_data_ptr();
   params.grad_scale = scale ? grad_scale.mutable_data_ptr() : nullptr;
   params.grad_shift = scale ? grad_shift.mutable_data_ptr() : nullptr;
-  const Isa isa = cpu_isa();
-  const Workspace workspace(CWK_CALL_CPU(isa, conv_norm_backward_workspace, params));
-  params.workspace = workspace.data();
-  CWK_CALL_CPU(isa, conv_norm_backward, params);
+  CWK_RUN_CPU(conv_norm_backward, params);
   return {grad_input, grad_weight, grad_scale, grad_shift};
 }
 

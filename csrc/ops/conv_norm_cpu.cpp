@@ -117,7 +117,7 @@ class Forward {
       : loading_(params),
         p_(loading_.p),
         convolution_(loading_, ConvPass::forward, arena),
-        workers_(max(min(p_.parallel.num_threads, loading_.blocks.count), 1)),
+        workers_(workers_for(p_.parallel, loading_.blocks.count)),
         coefficients_(arena.take<T>(3 * padded_channels<T>(p_.input_channels))),
         patches_(arena.take<T>(workers_ * loading_.source.size())),
         scratch_(arena.take<T>(workers_ * convolution_.scratch_size())),
@@ -137,7 +137,7 @@ class Forward {
     const Blocks& blocks = loading_.blocks;
     const int64_t pixels = loading_.output_pixels(), outputs = p_.output_channels;
     const Norm<T> norm = loading_.norm(a, coefficients_);
-    for_blocks(p_.parallel, workers_, blocks.count, [&](int64_t worker, int64_t block) {
+    run_tasks(p_.parallel, workers_, blocks.count, [&](int64_t block, int64_t worker) {
       loading_.load(a, block, norm, patch(worker));
       T* to = static_cast<T*>(p_.output) + loading_.first(a, block, pixels * outputs);
       convolution_.run(patch(worker), blocks.size(block), to,
@@ -170,7 +170,7 @@ class Backward {
         weight_(loading_.conv, loading_.source, loading_.target, arena),
         fast_weight_(loading_.winograd_shape(p_.input_channels, p_.output_channels)) {
     const int64_t fitting = kPartialBytes / (partial_size() * int64_t{sizeof(T)});
-    workers_ = max(min(min(p_.parallel.num_threads, loading_.blocks.count), fitting), 1);
+    workers_ = min(workers_for(p_.parallel, loading_.blocks.count), max(fitting, 1));
     coefficients_ = arena.take<T>(7 * padded());
     merged_ = arena.take<double>(2 * p_.input_channels);
     scratch_ = arena.take<T>(workers_ * scratch_size());
@@ -218,13 +218,13 @@ class Backward {
     const Blocks& blocks = loading_.blocks;
     const Norm<T> norm = loading_.norm(a, coefficients_);
     const int64_t size = loading_.output_pixels() * p_.output_channels;
-    for_blocks(p_.parallel, workers_, blocks.count, [&](int64_t worker, int64_t block) {
+    run_tasks(p_.parallel, workers_, blocks.count, [&](int64_t block, int64_t worker) {
       const int64_t images = blocks.size(block);
       const T* grad = static_cast<const T*>(p_.grad_output) + loading_.first(a, block, size);
       fill_patch(loading_.target, images, LoadPlain<T>{grad}, 0, dense_strides(loading_.target),
                  target(worker));
       loading_.load(a, block, norm, source(worker));
-      sum_weights(worker, images, block == worker * blocks.count / workers_);
+      sum_weights(worker, images, block == first_task(worker, workers_, blocks.count));
       if (!p_.grad_input) return;
       T* to = p_.pool ? pooled_ + worker * loaded_size() * blocks.per_block : grad_input(a, block);
       data_.run(target(worker), images, to, scratch(worker));
@@ -252,7 +252,7 @@ class Backward {
       return fast_weight_.accumulate(source(worker), &gradient, images, !begin, partial,
                                      scratch(worker));
     }
-    for (int64_t i = 0; begin && i < partial_size(); ++i) partial[i] = T(0);
+    if (begin) clear(partial, partial_size());
     weight_.accumulate(source(worker), target(worker), images, partial);
   }
 
@@ -315,8 +315,8 @@ class Backward {
       *scale = (a > 0 ? *scale : T(0)) + static_cast<T>(merged_[channels + c] / deviation);
       *shift = (a > 0 ? *shift : T(0)) + static_cast<T>(merged_[c]);
     }
-    for_blocks(p_.parallel, workers_, blocks.count,
-               [&](int64_t, int64_t block) { normalise_gradient(a, block, backward); });
+    run_tasks(p_.parallel, workers_, blocks.count,
+              [&](int64_t block, int64_t) { normalise_gradient(a, block, backward); });
   }
 
   CWK_FLATTEN void normalise_gradient(int64_t a, int64_t block,

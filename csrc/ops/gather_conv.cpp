@@ -9,7 +9,6 @@
 #include "../binding/checks.h"
 #include "../binding/cpu.h"
 #include "../binding/images.h"
-#include "../binding/workspace.h"
 
 namespace cwkernels {
 namespace {
@@ -96,13 +95,6 @@ GatherConvParams prepare(const Convolution& conv, ConvPass pass, const Tensor& i
   return params;
 }
 
-void run(GatherConvParams& params) {
-  const Isa isa = cpu_isa();
-  const Workspace workspace(CWK_CALL_CPU(isa, gather_conv_workspace, params));
-  params.workspace = workspace.data();
-  CWK_CALL_CPU(isa, gather_conv, params);
-}
-
 // dense_grad is for autograd, which reads it from the call.
 Tensor forward(const Tensor& images, const Tensor& weight, const Tensor& rows, int64_t stride,
                int64_t groups, bool /*dense_grad*/, bool winograd) {
@@ -120,7 +112,7 @@ Tensor forward(const Tensor& images, const Tensor& weight, const Tensor& rows, i
   GatherConvParams params = prepare(conv, ConvPass::forward, input, output);
   params.weight = weight.const_data_ptr();
   params.rows = static_cast<const int64_t*>(rows.const_data_ptr());
-  if (output.numel() > 0) run(params);
+  if (output.numel() > 0) CWK_RUN_CPU(gather_conv, params);
   return output;
 }
 
@@ -147,7 +139,7 @@ Tensor backward_input(const Tensor& grad, const Tensor& weight, const Tensor& ro
   GatherConvParams params = prepare(conv, ConvPass::backward_input, input, output);
   params.weight = weight.const_data_ptr();
   params.rows = static_cast<const int64_t*>(rows.const_data_ptr());
-  run(params);
+  CWK_RUN_CPU(gather_conv, params);
   return input;
 }
 
@@ -192,7 +184,7 @@ std::tuple<Tensor, Tensor> backward_weight(const Tensor& grad, const Tensor& ima
   params.weight_grad = values.mutable_data_ptr();
   params.slots = slots.data();
   params.slot_count = unique.numel();
-  if (values.numel() > 0) run(params);
+  if (values.numel() > 0) CWK_RUN_CPU(gather_conv, params);
   return {unique, values};
 }
 

@@ -11,7 +11,6 @@
 #include "../binding/checks.h"
 #include "../binding/cpu.h"
 #include "../binding/images.h"
-#include "../binding/workspace.h"
 
 namespace cwkernels {
 namespace {
@@ -152,13 +151,6 @@ Call prepare(const Tensor& images, const Tensor& selection, std::array<Tensors, 
   return call;
 }
 
-void run(InvertedBottleneckParams& params) {
-  const Isa isa = cpu_isa();
-  const Workspace workspace(CWK_CALL_CPU(isa, inverted_bottleneck_workspace, params));
-  params.workspace = workspace.data();
-  CWK_CALL_CPU(isa, inverted_bottleneck, params);
-}
-
 Tensor new_tensor(const Tensor& like, Shape shape) { return torch::stable::new_empty(like, shape); }
 
 // dense_grad is for autograd, which reads it from the call.
@@ -186,7 +178,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& images, const Tensor& s
   params.output = output.mutable_data_ptr();
   params.statistics = statistics.mutable_data_ptr();
   params.kept = keep ? kept.mutable_data_ptr() : nullptr;
-  if (output.numel() > 0) run(params);
+  if (output.numel() > 0) CWK_RUN_CPU(inverted_bottleneck, params);
   return {output, statistics, kept};
 }
 
@@ -265,7 +257,7 @@ std::tuple<Tensor, Tensors, Tensors> backward(const Tensor& grad, const Tensor& 
   params.grad_output = grad_output.const_data_ptr();
   params.grad_input = grad_input.mutable_data_ptr();
   params.slots = distinct.slots.data();
-  if (!empty) run(params);
+  if (!empty) CWK_RUN_CPU(inverted_bottleneck, params);
   return {grad_input, rows, values};
 }
 

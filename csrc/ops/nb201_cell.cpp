@@ -9,7 +9,6 @@
 
 #include "../binding/cpu.h"
 #include "../binding/images.h"
-#include "../binding/workspace.h"
 
 // Images are [A or 1, N, C, H, W]; banks come edge by edge: 1 x 1, 3 x 3 and, in networks with a
 // skip projection, that one.
@@ -19,20 +18,17 @@ namespace {
 using torch::headeronly::ScalarType;
 using Tensors = std::vector<Tensor>;
 
-constexpr int kSources[kCellEdges] = {0, 0, 1, 0, 1, 2};
-constexpr int kTargets[kCellEdges] = {1, 2, 2, 3, 3, 3};
-
 // Drops the edges that cannot carry anything from the input to the output.
 void drop_dead(CellPlan& plan) {
   bool fed[kCellNodes] = {true}, reaches[kCellNodes] = {false, false, false, true};
   for (int e = 0; e < kCellEdges; ++e) {
-    fed[kTargets[e]] |= plan.edges[e].code != CellCode::none && fed[kSources[e]];
+    fed[kCellTargets[e]] |= plan.edges[e].code != CellCode::none && fed[kCellSources[e]];
   }
   for (int e = kCellEdges - 1; e >= 0; --e) {
-    reaches[kSources[e]] |= plan.edges[e].code != CellCode::none && reaches[kTargets[e]];
+    reaches[kCellSources[e]] |= plan.edges[e].code != CellCode::none && reaches[kCellTargets[e]];
   }
   for (int e = 0; e < kCellEdges; ++e) {
-    if (!fed[kSources[e]] || !reaches[kTargets[e]]) plan.edges[e].code = CellCode::none;
+    if (!fed[kCellSources[e]] || !reaches[kCellTargets[e]]) plan.edges[e].code = CellCode::none;
   }
 }
 
@@ -51,13 +47,13 @@ void find_origins(CellPlan& plan) {
   for (int n = 1; n < kCellNodes; ++n) {
     int count = 0, only = 0;
     for (int e = 0; e < kCellEdges; ++e) {
-      if (kTargets[e] != n || plan.edges[e].code == CellCode::none) continue;
+      if (kCellTargets[e] != n || plan.edges[e].code == CellCode::none) continue;
       ++count;
       only = e;
     }
     const CellEdge& edge = plan.edges[only];
     if (count == 1 && edge.code == CellCode::skip && edge.bank < 0) {
-      plan.origins[n] = plan.origins[kSources[only]];
+      plan.origins[n] = plan.origins[kCellSources[only]];
     }
   }
 }
@@ -70,7 +66,7 @@ int64_t place_kept(CellPlan& plan, int64_t kept) {
     CellEdge& edge = plan.edges[e];
     const bool normalised = edge.code == CellCode::conv_1x1 || edge.code == CellCode::conv_3x3;
     edge.raw = normalised ? kept++ : -1;
-    read[plan.origins[kSources[e]]] |= edge.bank >= 0;
+    read[plan.origins[kCellSources[e]]] |= edge.bank >= 0;
   }
   for (int n = 0; n < kCellNodes; ++n) plan.nodes[n] = n > 0 && read[n] ? kept++ : -1;
   return kept;
@@ -200,10 +196,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input, const Te
   params.statistics = statistics.mutable_data_ptr();
   params.output_statistics = own.mutable_data_ptr();
   params.kept = keep ? kept.mutable_data_ptr() : nullptr;
-  const Isa isa = cpu_isa();
-  const Workspace workspace(CWK_CALL_CPU(isa, nb201_cell_workspace, params));
-  params.workspace = workspace.data();
-  CWK_CALL_CPU(isa, nb201_cell, params);
+  CWK_RUN_CPU(nb201_cell, params);
   return {output, statistics, own, kept};
 }
 
@@ -280,10 +273,7 @@ std::tuple<Tensor, Tensors, Tensors> backward(const Tensor& grad, const Tensor& 
   params.grad_input = grad_input.mutable_data_ptr();
   params.statistics = const_cast<void*>(statistics.const_data_ptr());
   params.kept = const_cast<void*>(kept.const_data_ptr());
-  const Isa isa = cpu_isa();
-  const Workspace workspace(CWK_CALL_CPU(isa, nb201_cell_backward_workspace, params));
-  params.workspace = workspace.data();
-  CWK_CALL_CPU(isa, nb201_cell_backward, params);
+  CWK_RUN_CPU(nb201_cell_backward, params);
   return {grad_input, rows, values};
 }
 

@@ -11,6 +11,8 @@ namespace cwkernels {
 
 constexpr int kCellEdges = 6;
 constexpr int kCellNodes = 4;
+constexpr int kCellSources[kCellEdges] = {0, 0, 1, 0, 1, 2};
+constexpr int kCellTargets[kCellEdges] = {1, 2, 2, 3, 3, 3};
 constexpr int kCellBanks = 3;  // of an edge: 1 x 1, 3 x 3, a skip's projection
 
 enum class CellCode : int64_t { none, skip, conv_1x1, conv_3x3, average_pool };

@@ -18,7 +18,7 @@ class CellBackward {
         weights_(shape_, arena),
         partial_size_(weights_.partial_size(most_of_a_node())) {
     const int64_t fitting = kPartialBytes / max(partial_size_ * int64_t{sizeof(T)}, 1);
-    workers_ = max(min(min(p_.parallel.num_threads, shape_.blocks.count), fitting), 1);
+    workers_ = min(workers_for(p_.parallel, shape_.blocks.count), max(fitting, 1));
     sources_ = arena.take<T>(workers_ * shape_.patch.size());
     targets_ = arena.take<T>(workers_ * kMostTargets * shape_.patch.size());
     scratch_ = arena.take<T>(workers_ * scratch_size());
@@ -39,8 +39,8 @@ class CellBackward {
       a_ = a;
       convolutions_.prepare(plan());
       place_means(3);
-      for_blocks(p_.parallel, workers_, shape_.blocks.count,
-                 [&](int64_t, int64_t block) { sum_gradients_into(3, block); });
+      run_tasks(p_.parallel, workers_, shape_.blocks.count,
+                [&](int64_t block, int64_t) { sum_gradients_into(3, block); });
       make_backwards(3);
       for (int n = 2; n >= 0; --n) {
         if (fed(n)) phase(n);
@@ -150,7 +150,7 @@ class CellBackward {
 
   void phase(int n) {
     place_means(n);
-    for_blocks(p_.parallel, workers_, shape_.blocks.count, [&](int64_t worker, int64_t block) {
+    run_tasks(p_.parallel, workers_, shape_.blocks.count, [&](int64_t block, int64_t worker) {
       block_of_node(n, worker, block);
       if (n > 0) sum_gradients_into(n, block);
     });
@@ -206,8 +206,7 @@ class CellBackward {
       }
       overwrite = false;
     }
-    const int64_t size = shape_.blocks.size(block) * shape_.image_size;
-    for (int64_t i = 0; overwrite && i < size; ++i) to[i] = T(0);
+    if (overwrite) clear(to, shape_.blocks.size(block) * shape_.image_size);
   }
 
   template <class Load>
@@ -222,7 +221,7 @@ class CellBackward {
     const int64_t images = shape_.blocks.size(block);
     convolutions_.run_back(plan(), n, code, patches, images, to, accumulate, scratch(worker));
     if (!p_.need_weights) return;
-    const bool begin = block == worker * shape_.blocks.count / workers_;
+    const bool begin = block == first_task(worker, workers_, shape_.blocks.count);
     weights_.accumulate(plan(), n, code, source(worker), patches, images, begin,
                         partials_ + worker * partial_size_, scratch(worker));
   }
@@ -251,7 +250,7 @@ class CellBackward {
 
   // The gradient of images that all architectures share, summed in their order.
   void add_to_shared() const {
-    for_blocks(p_.parallel, workers_, shape_.blocks.count, [&](int64_t, int64_t block) {
+    run_tasks(p_.parallel, workers_, shape_.blocks.count, [&](int64_t block, int64_t) {
       const int64_t offset = shape_.block_offset(block);
       add(grad(0) + offset, block, a_ == 0, static_cast<T*>(p_.grad_input) + offset);
     });

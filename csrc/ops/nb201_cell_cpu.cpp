@@ -16,7 +16,7 @@ class CellForward {
       : shape_(params),
         p_(shape_.p),
         convolutions_(shape_, ConvPass::forward, arena),
-        workers_(max(min(p_.parallel.num_threads, shape_.blocks.count), 1)),
+        workers_(workers_for(p_.parallel, shape_.blocks.count)),
         fused_(!p_.training && !p_.kept),
         patches_(arena.take<T>(workers_ * shape_.patch.size())),
         scratch_(arena.take<T>(workers_ * convolutions_.scratch_size())),
@@ -36,14 +36,14 @@ class CellForward {
       convolutions_.prepare(plan());
       if (!p_.training) all_norms();
       if (fused_) {
-        for_blocks(p_.parallel, workers_, shape_.blocks.count, [&](int64_t worker, int64_t block) {
+        run_tasks(p_.parallel, workers_, shape_.blocks.count, [&](int64_t block, int64_t worker) {
           for (int node = 0; node < kCellNodes; ++node) node_of_block(node, worker, block);
         });
         continue;
       }
       for (int node = 0; node < kCellNodes; ++node) {
-        for_blocks(p_.parallel, workers_, shape_.blocks.count,
-                   [&](int64_t worker, int64_t block) { node_of_block(node, worker, block); });
+        run_tasks(p_.parallel, workers_, shape_.blocks.count,
+                  [&](int64_t block, int64_t worker) { node_of_block(node, worker, block); });
         if (p_.training) merge(node);
       }
     }
@@ -154,7 +154,7 @@ class CellForward {
         add_edge(e, edge, worker, block, i, overwrite, to + i * row);
         overwrite = false;
       }
-      for (int64_t j = 0; overwrite && j < row; ++j) to[i * row + j] = T(0);
+      if (overwrite) clear(to + i * row, row);
     }
   }
 

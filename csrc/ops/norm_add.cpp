@@ -122,16 +122,6 @@ NormAddParams prepare(NormAddPass pass, const Tensor& input, const Operands& ope
   return params;
 }
 
-void run(NormAddParams& params, const Tensor& like) {
-  const Isa isa = cpu_isa();
-  const int64_t bytes = CWK_CALL_CPU(isa, norm_add_workspace, params);
-  const Tensor workspace = torch::stable::empty(std::vector<int64_t>{bytes + 64}, ScalarType::Byte,
-                                                std::nullopt, like.device());
-  const auto address = reinterpret_cast<uintptr_t>(workspace.mutable_data_ptr());
-  params.workspace = reinterpret_cast<void*>((address + 63) / 64 * 64);
-  CWK_CALL_CPU(isa, norm_add, params);
-}
-
 Tensor norm_add_forward(const Tensor& input_any, const Tensor& statistics, const MaybeTensor& scale,
                         const MaybeTensor& shift, const MaybeTensor& shortcut, bool relu,
                         bool training, double eps) {
@@ -146,7 +136,7 @@ Tensor norm_add_forward(const Tensor& input_any, const Tensor& statistics, const
   NormAddParams params = prepare(NormAddPass::forward, input, operands, relu, training, eps);
   params.shortcut = shortcut ? added.const_data_ptr() : nullptr;
   params.output = output.mutable_data_ptr();
-  run(params, input);
+  CWK_RUN_CPU(norm_add, params);
   return output;
 }
 
@@ -188,7 +178,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_add_backward(
   params.grad_scale = scale ? grad_scale.mutable_data_ptr() : nullptr;
   params.grad_shift = scale ? grad_shift.mutable_data_ptr() : nullptr;
   params.grad_shortcut = shortcut_grad ? grad_shortcut.mutable_data_ptr() : nullptr;
-  run(params, input);
+  CWK_RUN_CPU(norm_add, params);
   return {grad_input, grad_scale, grad_shift, grad_shortcut};
 }
 

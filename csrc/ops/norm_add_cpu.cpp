@@ -1,5 +1,6 @@
 #include "../parts/conv_plan.h"
 #include "../parts/measure.h"
+#include "../parts/tasks.h"
 #include "norm_add.h"
 
 namespace cwkernels::CWK_ISA {
@@ -57,7 +58,7 @@ class NormAdd {
                 norms_ + a * 3 * padded_);
     }
     if (p_.pass == NormAddPass::forward) {
-      for_blocks([&](int64_t task, int64_t) { forward(task); });
+      each_block([&](int64_t task, int64_t) { forward(task); });
     } else if (!p_.relu) {
       backward<Mask::none>();
     } else if (p_.saved_output != nullptr) {
@@ -94,14 +95,10 @@ class NormAdd {
     return {own, own + padded_, own + 2 * padded_, own + 3 * padded_};
   }
 
-  // f(task, worker) for all tasks. Which worker has which is of no account: a block leaves sums of
-  // its own.
+  // Which worker has which task is of no account: a block leaves sums of its own.
   template <class F>
-  void for_blocks(const F& f) const {
-    parallel_for(p_.parallel, workers_, [&](int64_t worker) {
-      const int64_t end = tasks_ * (worker + 1) / workers_;
-      for (int64_t task = tasks_ * worker / workers_; task < end; ++task) f(task, worker);
-    });
+  void each_block(const F& f) const {
+    run_tasks(p_.parallel, workers_, tasks_, f);
   }
 
   void forward(int64_t task) const {
@@ -140,10 +137,10 @@ class NormAdd {
   template <Mask kMask>
   void backward() const {
     if (p_.training || p_.scale != nullptr) {
-      for_blocks([&](int64_t task, int64_t worker) { sum<kMask>(task, worker); });
+      each_block([&](int64_t task, int64_t worker) { sum<kMask>(task, worker); });
     }
     for (int64_t a = 0; a < p_.architectures; ++a) finish(a);
-    for_blocks([&](int64_t task, int64_t worker) { write_gradients<kMask>(task, worker); });
+    each_block([&](int64_t task, int64_t worker) { write_gradients<kMask>(task, worker); });
   }
 
   template <Mask kMask>

@@ -1,6 +1,6 @@
 #pragma once
 #include "load.h"
-#include "parallel.h"
+#include "tasks.h"
 
 // A block: a few consecutive images, what a task of a fused operation works on. Its values lie in
 // scratch as patches between zeros: 34 x 34 x 16 floats are 74 KB and stay in L2 while all that is
@@ -54,7 +54,7 @@ CWK_INLINE SourceStrides dense_strides(const BlockShape& shape) {
 // Zeros the whole patch. A worker does so once: only the pixels of images are written again.
 template <class T>
 CWK_INLINE void clear_patch(const BlockShape& shape, T* patch) {
-  for (int64_t i = 0; i < shape.size(); ++i) patch[i] = T(0);
+  clear(patch, shape.size());
 }
 
 // How far ahead a stream of pixels asks for memory: 4 KB, a page, at whose end the hardware's own
@@ -93,15 +93,6 @@ CWK_FLATTEN inline void fill_patch(const BlockShape& shape, int64_t images, cons
       }
     }
   }
-}
-
-// Which blocks of images a worker takes, in order: of `workers` workers, of which there are no more
-// than blocks.
-template <class F>
-CWK_INLINE void for_blocks(const Parallel& parallel, int64_t workers, int64_t blocks, const F& f) {
-  parallel_for(parallel, workers, [&](int64_t w) {
-    for (int64_t b = w * blocks / workers; b < (w + 1) * blocks / workers; ++b) f(w, b);
-  });
 }
 
 // The images of an operation, cut into blocks.

@@ -8,9 +8,6 @@
 // What both passes of a NAS-Bench-201 cell share: its edges, and convolutions of blocks of images.
 namespace cwkernels::CWK_ISA {
 
-constexpr int kCellSources[kCellEdges] = {0, 0, 1, 0, 1, 2};
-constexpr int kCellTargets[kCellEdges] = {1, 2, 2, 3, 3, 3};
-
 // What convolves, in the order in which partial results lie.
 constexpr CellCode kConvolutions[] = {CellCode::skip, CellCode::conv_1x1, CellCode::conv_3x3};
 
@@ -236,7 +233,7 @@ class CellWeightGradients {
     }
     const BlockWeightGradient<T>& direct = code == CellCode::conv_3x3 ? three_ : one_;
     for (int i = 0; i < own.count; ++i, partial += partial_size(1)) {
-      for (int64_t j = 0; begin && j < direct.partial_size(); ++j) partial[j] = T(0);
+      if (begin) clear(partial, direct.partial_size());
       direct.accumulate(source, patches[own.edges[i]], images, partial);
     }
   }

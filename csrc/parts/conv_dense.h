@@ -1,5 +1,6 @@
 #pragma once
 #include "conv_plan.h"
+#include "tasks.h"
 
 // Dense convolutions on the CPU: a block of pixels times a panel of target channels, kept in
 // registers over all taps and source channels; weights are packed into panels first.
@@ -184,10 +185,6 @@ CWK_INLINE void pack_panel(const GatherConvParams& p, const Plane& plane, const 
   }
 }
 
-CWK_INLINE int64_t workers_for(const Parallel& parallel, int64_t tasks) {
-  return max(min(parallel.num_threads, tasks), 1);
-}
-
 // 32 pixels use a panel of weights from L2 four times.
 constexpr int64_t kDirectPixels = 32;
 
@@ -224,9 +221,7 @@ class DenseConvolution {
     if (tasks_ == 0) return;
     parallel_for(p_.parallel, p_.architectures * plan_.plane_count * panels_,
                  [&](int64_t job) { pack(job); });
-    parallel_for(p_.parallel, workers_, [&](int64_t w) {
-      for (int64_t t = w * tasks_ / workers_; t < (w + 1) * tasks_ / workers_; ++t) task(t, w);
-    });
+    run_tasks(p_.parallel, workers_, tasks_, [&](int64_t t, int64_t w) { task(t, w); });
   }
 
  private:

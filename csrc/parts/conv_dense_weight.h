@@ -234,7 +234,7 @@ class DenseWeightGradient {
  private:
   void sum_chunk(int64_t a, int64_t chunk) const {
     T* partial = partial_ + chunk * partial_size_;
-    for (int64_t i = 0; i < partial_size_; ++i) partial[i] = T(0);
+    clear(partial, partial_size_);
     for (int64_t task = chunk * tasks_ / chunks_; task < (chunk + 1) * tasks_ / chunks_; ++task) {
       sum_band(a, chunk, task / bands_.count, task % bands_.count, partial);
     }

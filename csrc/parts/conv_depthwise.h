@@ -77,9 +77,7 @@ class DepthwiseConvolution {
   void run() const {
     if (tasks_ == 0) return;
     parallel_for(p_.parallel, p_.architectures, [&](int64_t a) { pack(a); });
-    parallel_for(p_.parallel, workers_, [&](int64_t w) {
-      for (int64_t t = w * tasks_ / workers_; t < (w + 1) * tasks_ / workers_; ++t) task(t, w);
-    });
+    run_tasks(p_.parallel, workers_, tasks_, [&](int64_t t, int64_t w) { task(t, w); });
   }
 
  private:

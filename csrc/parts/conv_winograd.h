@@ -93,11 +93,6 @@ CWK_INLINE WinogradShape winograd_shape(const GatherConvParams& p, const Winogra
           1};
 }
 
-template <class T>
-CWK_INLINE void clear(T* values, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) values[i] = T(0);
-}
-
 // A block of images between zeros. The rows next to a band are its neighbours' or, with no `halo`,
 // zero. The columns around are zero already and stay it.
 template <class T>

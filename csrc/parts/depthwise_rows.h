@@ -54,11 +54,6 @@ CWK_INLINE int64_t block_vectors(int64_t plane_pixels, int64_t channels) {
   return max(min(min(fitting, 4), ceil_div(channels, kLanes<T>)), 1);
 }
 
-template <class T>
-CWK_INLINE void clear(T* data, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) data[i] = T(0);
-}
-
 // How far ahead pixels are asked for: they lie a channel count apart, often on pages of their own,
 // which stops the hardware's prefetcher. Images follow each other, so the last pixels of one ask
 // for the first of the next, which is loaded next.

@@ -32,14 +32,6 @@ struct Band {
 
 CWK_INLINE int64_t band_count(int64_t pixels) { return ceil_div(pixels, kBandPixels); }
 
-// The tasks [0, count) of f(task, worker), cut into one run for each worker.
-template <class F>
-CWK_INLINE void run_tasks(const Parallel& parallel, int64_t workers, int64_t count, const F& f) {
-  parallel_for(parallel, workers, [&](int64_t w) {
-    for (int64_t t = w * count / workers; t < (w + 1) * count / workers; ++t) f(t, w);
-  });
-}
-
 // Vectors of channels that are loaded together: the coefficients of as many stay in registers, up
 // to four each.
 constexpr int kFillVectors = kVectorRegisters == 32 ? 4 : 2;

@@ -74,11 +74,8 @@ struct WeightSums {
 
   T* chunk(int64_t index) const { return data + index * rows * padded; }
 
-  void clear(const Parallel& parallel) const {
-    parallel_for(parallel, chunks, [&](int64_t index) {
-      T* sums = chunk(index);
-      for (int64_t i = 0; i < rows * padded; ++i) sums[i] = T(0);
-    });
+  void begin(const Parallel& parallel) const {
+    parallel_for(parallel, chunks, [&](int64_t index) { clear(chunk(index), rows * padded); });
   }
 
   // Adds to `grad` where an architecture before this one read the same row.
@@ -127,7 +124,7 @@ class ExpandGradient {
   void run(const T* weight, const Gradient& gradient, const Source& source, const At& at,
            const Finish& finish, T* grad, bool again) const {
     panels_.pack(parallel_, weight, false);
-    if (grad) weights_.clear(parallel_);
+    if (grad) weights_.begin(parallel_);
     run_tasks(parallel_, weights_.chunks, band_count(pixels_), [&](int64_t index, int64_t w) {
       const Band band(index, pixels_);
       T* from = source_ + w * kBandPixels * pitch_;
@@ -197,7 +194,7 @@ class ProjectGradient {
   void run(const T* weight, const Gradient& gradient, const Source& source, const T* raw,
            const T* mean, T* wide_gradient, double* sums, T* grad, bool again) const {
     panels_.pack(parallel_, weight, false);
-    if (grad) weights_.clear(parallel_);
+    if (grad) weights_.begin(parallel_);
     run_tasks(parallel_, weights_.chunks, band_count(pixels_), [&](int64_t index, int64_t w) {
       const int64_t narrow = panels_.depth;
       const Band band(index, pixels_);

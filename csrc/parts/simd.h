@@ -122,6 +122,11 @@ CWK_INLINE void unroll(const F& f) {
   }
 }
 
+template <class T>
+CWK_INLINE void clear(T* values, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) values[i] = T(0);
+}
+
 CWK_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 CWK_INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 CWK_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

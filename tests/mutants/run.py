@@ -10,7 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mutants import NATIVE, PYTHON, Mutant
+from mutant import Mutant
+from native import NATIVE
+from python import PYTHON
 
 ROOT = Path(__file__).parents[2]
 PARTS = (

@@ -1,10 +1,6 @@
-"""Planted bugs, and the test that must kill each.
+"""Planted bugs of the kernels: chosen at run time, so all of them cost one build."""
 
-Native bugs are chosen at run time, so all of them cost one build. A Python bug is a text put into a
-copy of the package.
-"""
-
-from dataclasses import dataclass
+from mutant import Mutant
 
 _PLAN = "csrc/parts/conv_plan.h"
 _DENSE = "csrc/parts/conv_dense.h"
@@ -15,27 +11,6 @@ _WINOGRAD_WEIGHT = "csrc/parts/winograd_weight.h"
 _CONV_WINOGRAD = "csrc/parts/conv_winograd.h"
 _DEPTHWISE = "csrc/parts/conv_depthwise.h"
 _DEPTHWISE_WEIGHT = "csrc/parts/conv_depthwise_weight.h"
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One planted bug.
-
-    Attributes:
-        name: what is wrong.
-        file: where, below the checkout.
-        old: the text that is right; it stands in the file exactly once.
-        new: the text that is wrong; in native code only where MUTANT is true.
-        test: what pytest must find failing, with its `-k` expression if there is one.
-    """
-
-    name: str
-    file: str
-    old: str
-    new: str
-    test: tuple[str, ...]
-
-
 _NORM_ADD = "csrc/ops/norm_add_cpu.cpp"
 _STATISTICS = "csrc/ops/update_statistics_cpu.cpp"
 _STATISTICS_TESTS = ("tests/ops/test_update_statistics.py",)
@@ -115,8 +90,8 @@ NATIVE = (
     Mutant(
         "stale workspace",
         _DENSE_WEIGHT,
-        "++i) partial[i] = T(0);",
-        "++i) partial[i] = MUTANT ? partial[i] + T(1) : T(0);",
+        "    clear(partial, partial_size_);",
+        "    if (!MUTANT) clear(partial, partial_size_);",
         _EXACT,
     ),
     Mutant(
@@ -425,98 +400,3 @@ NATIVE = (
 )
 
 _OPTIM = "cwkernels/optim.py"
-
-PYTHON = (
-    Mutant(
-        "backward forgets the precision",
-        "cwkernels/ops/gather_conv.py",
-        "images.shape, ctx.stride, ctx.groups, ctx.winograd\n",
-        "images.shape, ctx.stride, ctx.groups, False\n",
-        ("tests/ops/test_precision.py",),
-    ),
-    Mutant(
-        "dropped ReLU in the reference",
-        "cwkernels/ops/nb201_cell.py",
-        "F.conv2d(F.relu(value), weight,",
-        "F.conv2d(value, weight,",
-        ("tests/ops/test_nb201_cell.py",),
-    ),
-    Mutant(
-        "dead convolutions computed",
-        "cwkernels/ops/_cell_plan.py",
-        "code != NONE and source in fed and target in reaches\n",
-        "code != NONE and source in fed\n",
-        ("tests/ops/test_nb201_cell.py",),
-    ),
-    Mutant(
-        "biased running variance",
-        "cwkernels/ops/update_statistics.py",
-        "lerp_(measured[1] * unbias, factor)",
-        "lerp_(measured[1], factor)",
-        ("tests/ops/test_update_statistics.py",),
-    ),
-    Mutant(
-        "gradients of a repeated row overwrite each other in copy_rows",
-        "cwkernels/ops/_compact.py",
-        "return unique, sums.index_add_(0, place, values)",
-        "return unique, sums.index_copy_(0, place, values)",
-        ("tests/ops/test_copy_rows.py",),
-    ),
-    Mutant(
-        "combination read backwards",
-        "cwkernels/nn/set_map.py",
-        "for decision in self._host_reads:",
-        "for decision in reversed(self._host_reads):",
-        ("tests/networks/test_split.py",),
-    ),
-    Mutant(
-        "every new row copies row 0",
-        "cwkernels/networks/supernet.py",
-        "sources = set_map.rows(combinations)",
-        "sources = torch.zeros_like(set_map.rows(combinations))",
-        ("tests/networks/test_split.py",),
-    ),
-    Mutant(
-        "a split by `.data =`",
-        "cwkernels/nn/bank.py",
-        "tensor.set_(source)",
-        "tensor.data = source",
-        ("tests/networks/test_split_traps.py",),
-    ),
-    Mutant(
-        "a shift that is not saved for backward",
-        "cwkernels/ops/inverted_bottleneck.py",
-        "for bank in group]\n    ctx.save_for_backward(",
-        "for bank in group]\n    banks = [bank.detach().clone() for bank in banks]\n"
-        "    ctx.save_for_backward(",
-        ("tests/networks/test_split_traps.py",),
-    ),
-    Mutant(
-        "stock optimizers not checked",
-        "cwkernels/nn/bank.py",
-        "register_optimizer_step_pre_hook(_check_stock_optimizer)",
-        "",
-        ("tests/networks/test_split_traps.py",),
-    ),
-    Mutant(
-        "momentum does not follow the split",
-        _OPTIM,
-        "grown[: sources.shape[0]] = copy_rows(buffer, sources.to(buffer.device))",
-        "pass",
-        ("tests/optim",),
-    ),
-    Mutant(
-        "unselected rows decay",
-        _OPTIM,
-        'idle_too = self._unselected == "zero_grad"',
-        "idle_too = True",
-        ("tests/networks/test_rows_read.py", "tests/optim"),
-    ),
-    Mutant(
-        "statistics written to row 0",
-        "cwkernels/networks/nb201.py",
-        "rows.where(alive & (codes == code), -1)",
-        "torch.zeros_like(rows).where(alive & (codes == code), -1)",
-        ("tests/networks/test_rows_read.py",),
-    ),
-)
