@@ -2,20 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Literal, get_args
+
+from cwkernels.ops._switch import Switch
 
 Backend = Literal["kernels", "reference"]
 
-_default: Backend = "kernels"
-_override: ContextVar[Backend | None] = ContextVar("cwkernels_backend", default=None)
-
-
-def _checked(operation: str, name: str) -> Backend:
-    if name not in get_args(Backend):
-        wanted = " or ".join(repr(choice) for choice in get_args(Backend))
-        raise ValueError(f"{operation}: name: wanted {wanted}, got {name!r}")
-    return name  # type: ignore[return-value]
+_backend: Switch[Backend] = Switch("name", get_args(Backend))
 
 
 def set_backend(name: Backend) -> None:
@@ -24,8 +17,7 @@ def set_backend(name: Backend) -> None:
     Raises:
         ValueError: for any other name.
     """
-    global _default
-    _default = _checked("set_backend", name)
+    _backend.set_default("set_backend", name)
 
 
 @contextmanager
@@ -39,13 +31,10 @@ def backend(name: Backend) -> Iterator[None]:
     Raises:
         ValueError: for any other name.
     """
-    token = _override.set(_checked("backend", name))
-    try:
+    with _backend.use("backend", name):
         yield
-    finally:
-        _override.reset(token)
 
 
 def current_backend() -> Backend:
     """The backend that an operation called now would run."""
-    return _override.get() or _default
+    return _backend.current()

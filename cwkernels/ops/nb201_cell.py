@@ -71,13 +71,14 @@ def nb201_cell(
     # In training they are not read: fewer tensors to pass, and free to be updated before backward.
     means = [] if training else list(running_mean)
     variances = [] if training else list(running_var)
-    if not torch.compiler.is_compiling():  # a graph cannot read them; the operation checks, too
-        _choices(choices, weights)
     options = (training, count_include_pad, eps)
     groups = (list(weights), means, variances)
     if current_backend() == "reference":
         results = reference(images, choices, *groups, *options, dense_grad)
     else:
+        # A graph cannot read what the kernels then check.
+        if not torch.compiler.is_compiling():
+            _choices(choices, weights)
         results = _nb201_cell(
             images,
             choices,

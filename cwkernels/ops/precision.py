@@ -2,22 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Literal, get_args
+
+from cwkernels.ops._switch import Switch
 
 Precision = Literal["high", "highest"]
 
-_default: Precision = "high"
-_override: ContextVar[Precision | None] = ContextVar(
-    "cwkernels_float32_conv_precision", default=None
-)
-
-
-def _checked(operation: str, name: str) -> Precision:
-    if name not in get_args(Precision):
-        wanted = " or ".join(repr(choice) for choice in get_args(Precision))
-        raise ValueError(f"{operation}: precision: wanted {wanted}, got {name!r}")
-    return name  # type: ignore[return-value]
+_precision: Switch[Precision] = Switch("precision", get_args(Precision))
 
 
 def set_float32_conv_precision(precision: Precision) -> None:
@@ -33,8 +24,7 @@ def set_float32_conv_precision(precision: Precision) -> None:
     Raises:
         ValueError: for any other name.
     """
-    global _default
-    _default = _checked("set_float32_conv_precision", precision)
+    _precision.set_default("set_float32_conv_precision", precision)
 
 
 @contextmanager
@@ -47,16 +37,13 @@ def float32_conv_precision(precision: Precision) -> Iterator[None]:
     Raises:
         ValueError: for any other name.
     """
-    token = _override.set(_checked("float32_conv_precision", precision))
-    try:
+    with _precision.use("float32_conv_precision", precision):
         yield
-    finally:
-        _override.reset(token)
 
 
 def current_float32_conv_precision() -> Precision:
     """The precision of an operation that is called now."""
-    return _override.get() or _default
+    return _precision.current()
 
 
 def winograd_allowed() -> bool:

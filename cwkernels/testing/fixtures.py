@@ -39,6 +39,15 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Runs a test on one thread: small tensors cost more to share out than to compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def poisoned() -> Iterator[None]:
     """Fills what is allocated in a test with NaN."""
     with poisoned_memory():

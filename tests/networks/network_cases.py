@@ -33,15 +33,6 @@ DECISIONS = {"nb201": 6, "macro": 8}
 ROWS = {"nb201": (1, 1, 5, 1, 5, 25), "macro": (1, 3, 3, 3, 3, 3, 3, 3)}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """For modules that import it: tensors this small cost more to share out than to compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def arch_of(digits: str) -> Tensor:
     """The architecture whose choices are the digits."""
     return torch.tensor([int(digit) for digit in digits])

@@ -9,7 +9,6 @@ from network_cases import (
     every_network,
     gradients,
     images_for,
-    one_thread,  # noqa: F401
     snapshot,
 )
 from torch import Tensor
@@ -17,6 +16,8 @@ from torch import Tensor
 import cwkernels as cw
 from cwkernels.ops.backend import Backend
 from cwkernels.testing import assert_within
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 BACKENDS: tuple[Backend, ...] = ("kernels", "reference")
 

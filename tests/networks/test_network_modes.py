@@ -15,13 +15,14 @@ from network_cases import (
     every_network,
     gradients,
     images_for,
-    one_thread,  # noqa: F401
     snapshot,
 )
 from torch import nn
 
 import cwkernels as cw
 from cwkernels.testing import assert_within
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 without_graph = pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 

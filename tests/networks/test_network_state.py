@@ -18,13 +18,14 @@ from network_cases import (
     images_for,
     logits_in_evaluation,
     logits_in_training,
-    one_thread,  # noqa: F401
     randomize,
     snapshot,
     with_and_without_reserve,
 )
 
 import cwkernels as cw
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def assert_same_outputs(net: Network, other: Network, name: str) -> None:

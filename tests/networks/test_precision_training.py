@@ -4,7 +4,6 @@ from functools import cache
 
 import pytest
 import torch
-from network_cases import one_thread  # noqa: F401
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,7 +13,7 @@ from cwkernels.ops.precision import Precision
 STEPS, BATCH, WINDOW = 300, 32, 50
 SEEDS = range(5)
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @cache

@@ -13,7 +13,6 @@ from network_cases import (
     changed_rows,
     every_network,
     images_for,
-    one_thread,  # noqa: F401
     row_read,
     snapshot,
     statistics_of,
@@ -21,6 +20,8 @@ from network_cases import (
 from torch import Tensor
 
 import cwkernels as cw
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEPS = 20
 STATISTICS = ("running_mean", "running_var")

@@ -15,7 +15,6 @@ from network_cases import (
     images_for,
     logits_in_evaluation,
     logits_in_training,
-    one_thread,  # noqa: F401
     randomize,
     snapshot,
     with_and_without_reserve,
@@ -24,6 +23,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import cwkernels as cw
 from cwkernels.testing import assert_within
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DECAY = 0.75
 

@@ -15,7 +15,6 @@ from network_cases import (
     every_network,
     gradients,
     images_for,
-    one_thread,  # noqa: F401
     randomize,
     row_read,
     with_and_without_reserve,
@@ -25,6 +24,8 @@ from torch.optim.optimizer import Optimizer
 
 import cwkernels as cw
 from cwkernels.testing import assert_within
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 MODIFIED = "modified by an inplace operation"
 

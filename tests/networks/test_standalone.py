@@ -18,7 +18,6 @@ from network_cases import (
     logits_in_evaluation,
     logits_in_training,
     macro_ground_truth,
-    one_thread,  # noqa: F401
     randomize,
     snapshot,
 )
@@ -30,6 +29,8 @@ import cwkernels as cw
 from cwkernels.networks import standalone as stock
 from cwkernels.nn import Bank
 from cwkernels.testing import assert_within
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 VARIANTS: list[tuple[str, str, dict[str, bool]]] = [
     ("macro", "full", {}),

@@ -15,7 +15,6 @@ from network_cases import (
     busy_arch,
     every_network,
     images_for,
-    one_thread,  # noqa: F401
 )
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -23,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 import cwkernels as cw
 from bench.memory import allocations, saved_bytes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SPACES = ("full", "no_zero", "only_conv")
 REDUCTIONS = 2

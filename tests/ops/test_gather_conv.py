@@ -1,7 +1,7 @@
 """gather_conv against stock convolutions: values and gradients for every shape and layout."""
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 
 import pytest
 import torch
@@ -21,14 +21,13 @@ from cwkernels.testing import (
     cast,
     channels_last,
     compact_rows,
-    dense_random,
     evaluate,
     expect,
     network_cases,
     on_device,
     small_integers,
 )
-from cwkernels.testing.cases.gather_conv import run, stock
+from cwkernels.testing.cases.gather_conv import random_expected, random_inputs, run, stock
 
 OPERATION = "gather_conv"
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -89,18 +88,6 @@ LAYOUT_CASES = (
     ConvCase("pointwise_layout", 5, 18, 5, 6, 1, sets=4, rows=(3, 1, 3), shared=False),
     ConvCase("depthwise_layout", 6, 6, 5, 6, 5, depthwise=True, sets=2, rows=(1,)),
 )
-
-
-@cache
-def random_inputs(case: ConvCase, mean: float) -> tuple[Tensors, Tensors]:
-    """Random inputs and cotangent."""
-    tensors = case.tensors(partial(dense_random, mean=mean))
-    return tensors, {"output": tensors.pop("cotangent")}
-
-
-@cache
-def random_expected(case: ConvCase, mean: float) -> Expected:
-    return expect(stock(case), *random_inputs(case, mean))
 
 
 @cache

@@ -1,7 +1,6 @@
 """gather_conv at precision "high": 3x3 convolutions by Winograd's F(4x4, 3x3)."""
 
 from collections.abc import Callable
-from functools import cache, partial
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from cwkernels.testing import (
     ConvCase,
-    Expected,
     Results,
     Tensors,
     assert_as_close,
@@ -22,7 +20,7 @@ from cwkernels.testing import (
     expect,
     on_device,
 )
-from cwkernels.testing.cases.gather_conv import run, stock
+from cwkernels.testing.cases.gather_conv import random_expected, random_inputs, run, stock
 
 OPERATION = "gather_conv"
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -56,18 +54,6 @@ DIRECT_CASES = (
     ConvCase("odd_outputs", 16, 18, 16, 16, 3, images=4),
     ConvCase("mostly_cut_tiles", 16, 16, 5, 5, 3, images=40),
 )
-
-
-@cache
-def random_inputs(case: ConvCase, mean: float) -> tuple[Tensors, Tensors]:
-    """Random inputs and cotangent, both of this mean."""
-    tensors = case.tensors(partial(dense_random, mean=mean))
-    return tensors, {"output": tensors.pop("cotangent")}
-
-
-@cache
-def random_expected(case: ConvCase, mean: float) -> Expected:
-    return expect(stock(case), *random_inputs(case, mean))
 
 
 def results_of(

@@ -1,6 +1,7 @@
 """Cases of `cw.ops.gather_conv`."""
 
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -9,8 +10,8 @@ from torch.nn import functional as F
 from cwkernels import ops
 from cwkernels.ops.precision import Precision
 from cwkernels.spaces.macro import CANDIDATES, HEAD, LAYERS, STEM, Convolution, convolutions
-from cwkernels.testing.functions import Function, Tensors
-from cwkernels.testing.inputs import Draw, channels_last
+from cwkernels.testing.functions import Expected, Function, Tensors, expect
+from cwkernels.testing.inputs import Draw, channels_last, dense_random
 from cwkernels.testing.tolerances import LEAST_NONZERO
 
 
@@ -173,3 +174,16 @@ def _macro_case(name: str, conv: Convolution, side: int, images: int) -> ConvCas
         depthwise=conv.groups > 1,
         images=images,
     )
+
+
+@cache
+def random_inputs(case: ConvCase, mean: float) -> tuple[Tensors, Tensors]:
+    """Random inputs and cotangent, both of this mean; drawn once."""
+    tensors = case.tensors(partial(dense_random, mean=mean))
+    return tensors, {"output": tensors.pop("cotangent")}
+
+
+@cache
+def random_expected(case: ConvCase, mean: float) -> Expected:
+    """What stock torch gives for them; computed once."""
+    return expect(stock(case), *random_inputs(case, mean))
