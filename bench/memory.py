@@ -6,13 +6,14 @@
 - inputs: images and labels;
 - saved: what autograd saves for backward, seen by saved-tensor hooks and counted once per storage;
   parameters, buffers and inputs are not counted;
-- pool: scratch of our CPU kernels, which the process keeps from step to step
-  (`cw.workspace_bytes()`) and no allocator of PyTorch's sees: what steps take after a release;
+- pool: memory that our CPU operations keep from step to step for scratch and for large tensors,
+  those saved for backward among them (`cw.workspace_bytes()` between two steps), which no allocator
+  of PyTorch's sees: what steps take after a release;
 - peak: what is resident before a step (all of the above but saved) and the most that a step has
   allocated on top of it: on a GPU from `max_memory_allocated`, on a CPU from a replay of
   the profiler's allocation events;
-- workspace: the rest of the peak, which is temporaries of operations, gradients made so far in the
-  step, and what an operation hides from the saved-tensor hooks;
+- workspace: the rest of the peak, which is temporaries of operations, scratch, gradients made so
+  far in the step, what the pool holds idle, and what an operation hides from the saved-tensor hooks;
 - process: VmHWM of a fresh process that does nothing but such steps, interpreter and PyTorch's own
   libraries among it. It alone sees memory that comes from elsewhere than all that.
 
@@ -147,7 +148,7 @@ def measure(
         inputs=inputs,
         saved=saved,
         pool=pool,
-        workspace=step - saved,
+        workspace=pool + step - saved,
         peak=parameters + momentum + running_statistics + gradients + inputs + pool + step,
     )
 

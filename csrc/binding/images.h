@@ -24,11 +24,8 @@ inline Tensor dense_images(const Tensor& tensor) {
 }
 
 // New images, dense and channels-last, from [..., N, H, W, C].
-inline Tensor new_images(const Tensor& like, std::vector<int64_t> channels_last_size) {
-  const Tensor images = torch::stable::new_empty(like, channels_last_size);
-  const int64_t bytes = like.scalar_type() == torch::headeronly::ScalarType::Double ? 8 : 4;
-  if (like.is_cpu()) advise_huge_pages(images.mutable_data_ptr(), images.numel() * bytes);
-  return channels_before(images);
+inline Tensor new_images(const Tensor& like, const std::vector<int64_t>& channels_last_size) {
+  return channels_before(new_tensor(like, channels_last_size));
 }
 inline Tensor new_channels_last(const Tensor& like, int64_t a, int64_t n, int64_t c, int64_t h,
                                 int64_t w) {

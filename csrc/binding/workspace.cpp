@@ -1,6 +1,8 @@
 #include "workspace.h"
 
+#include <dlfcn.h>
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/Exception.h>
 
 #ifdef __linux__
@@ -13,8 +15,12 @@
 #include <mutex>
 #include <vector>
 
+#include "arena.h"
+
 namespace cwkernels {
 namespace {
+
+using torch::stable::Tensor;
 
 constexpr size_t kHugePage = size_t{2} << 20;
 
@@ -38,6 +44,12 @@ Pool& pool() {
   return instance;
 }
 
+// Of tensors; as long-lived as the pool.
+Arena& arena() {
+  static Arena& instance = *new Arena;
+  return instance;
+}
+
 void release(Piece piece) {
   pool().bytes -= static_cast<int64_t>(piece.bytes);
   std::free(piece.data);
@@ -45,19 +57,67 @@ void release(Piece piece) {
 
 int64_t workspace_bytes() {
   const std::lock_guard<std::mutex> lock(pool().mutex);
-  return pool().bytes;
+  return pool().bytes + static_cast<int64_t>(arena().idle_bytes());
 }
 
 void release_workspace() {
   const std::lock_guard<std::mutex> lock(pool().mutex);
   for (const Piece& piece : pool().idle) release(piece);
   pool().idle.clear();
+  arena().release();
 }
 
 // Scratch begins as NaN, so that what is read before it is written shows. For tests.
 void poison_workspace(bool poisoned) { pool().poisoned = poisoned; }
 
+// Smaller tensors stay with malloc, which keeps what it needs for them.
+constexpr int64_t kLeastPooled = 256 * 1024;
+
+// torch 2.11's tensor around memory that is not its own, with what to do when it goes. Looked up
+// where it is needed: linking against it would lock out torch 2.10.
+using FromBlob = AOTITorchError (*)(void* data, int64_t dims, const int64_t* sizes,
+                                    const int64_t* strides, int64_t storage_offset, int32_t dtype,
+                                    int32_t device_type, int32_t device_index,
+                                    AtenTensorHandle* result, int32_t layout,
+                                    const uint8_t* metadata, int64_t metadata_size,
+                                    void (*deleter)(void* data, void* context), void* context);
+
+FromBlob from_blob() {
+  static const auto function = reinterpret_cast<FromBlob>(dlsym(RTLD_DEFAULT, "torch_from_blob"));
+  return function;
+}
+
+void give_back(void* data, void* /*context*/) { arena().give(data); }
+
+Tensor pooled_tensor(const Tensor& like, const std::vector<int64_t>& sizes, int64_t bytes) {
+  void* const data = arena().take(static_cast<size_t>(bytes));
+  STD_TORCH_CHECK(data, "cwkernels: no memory for a tensor of ", bytes, " bytes");
+  if (pool().poisoned) std::memset(data, 0xff, static_cast<size_t>(bytes));
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t d = sizes.size() - 1; d-- > 0;) strides[d] = strides[d + 1] * sizes[d + 1];
+  int32_t dtype = 0;
+  aoti_torch_get_dtype(like.get(), &dtype);
+  AtenTensorHandle result = nullptr;
+  const AOTITorchError error =
+      from_blob()(data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0, dtype,
+                  aoti_torch_device_type_cpu(), -1, &result, aoti_torch_layout_strided(), nullptr, 0,
+                  give_back, nullptr);
+  if (error != AOTI_TORCH_SUCCESS) arena().give(data);
+  STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "cwkernels: torch_from_blob failed with error ",
+                  error);
+  return Tensor(result);
+}
+
 }  // namespace
+
+Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes) {
+  int64_t bytes = static_cast<int64_t>(like.element_size());
+  for (const int64_t size : sizes) bytes *= size;
+  if (like.is_cpu() && bytes >= kLeastPooled && from_blob()) {
+    return pooled_tensor(like, sizes, bytes);
+  }
+  return torch::stable::new_empty(like, sizes);
+}
 
 void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)

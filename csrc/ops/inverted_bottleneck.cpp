@@ -151,8 +151,6 @@ Call prepare(const Tensor& images, const Tensor& selection, std::array<Tensors, 
   return call;
 }
 
-Tensor new_tensor(const Tensor& like, Shape shape) { return torch::stable::new_empty(like, shape); }
-
 // dense_grad is for autograd, which reads it from the call.
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& images, const Tensor& selection,
                                            Tensors weights, Tensors scales, Tensors shifts,
@@ -174,7 +172,6 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& images, const Tensor& s
     kept_size += bottleneck_kept(params, params.selection[2 * a]);
   }
   Tensor kept = new_tensor(images, {kept_size});
-  advise_huge_pages(kept.mutable_data_ptr(), kept_size * (params.double_precision ? 8 : 4));
   params.output = output.mutable_data_ptr();
   params.statistics = statistics.mutable_data_ptr();
   params.kept = keep ? kept.mutable_data_ptr() : nullptr;

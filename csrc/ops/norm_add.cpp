@@ -34,7 +34,7 @@ Tensor channels_last(const Tensor& tensor) {
 Tensor new_like(const Tensor& images) {
   const Tensor behind = channels_behind(images);
   const std::vector<int64_t> shape(behind.sizes().begin(), behind.sizes().end());
-  return channels_before(torch::stable::new_empty(images, shape));
+  return channels_before(new_tensor(images, shape));
 }
 
 // A tensor of no elements stands for a gradient that nobody asked for.

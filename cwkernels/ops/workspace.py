@@ -1,4 +1,4 @@
-"""The scratch memory of the CPU kernels, a pool that the process keeps."""
+"""The memory that the CPU operations keep: a pool for scratch, an arena for large tensors."""
 
 import torch
 
@@ -6,15 +6,17 @@ from cwkernels.ops import _library  # noqa: F401  the operations are there once 
 
 
 def workspace_bytes() -> int:
-    """How much memory the scratch of CPU kernels holds, in use or idle.
+    """How much memory CPU operations hold beyond the tensors that are alive, in bytes.
 
-    It is a piece for each call that ran at a time, of the size of the largest, kept so that later
-    calls do not pay page faults. PyTorch's own memory statistics do not see it.
+    It is kept so that later calls do not pay page faults: scratch, a piece for each call that ran
+    at a time, of the size of the largest; and what earlier large tensors of the operations have
+    left, outputs and what was saved for backward (with torch 2.11 or later; before that it is
+    torch's allocator that such tensors come from). PyTorch's own memory statistics see neither.
     """
     size: int = torch.ops.cwkernels.workspace_bytes()
     return size
 
 
 def release_workspace() -> None:
-    """Gives idle scratch memory back to the allocator; the next call allocates it anew."""
+    """Gives what no call and no tensor uses back to the system; the next call takes it anew."""
     torch.ops.cwkernels.release_workspace()

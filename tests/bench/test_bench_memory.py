@@ -99,7 +99,6 @@ def test_the_parts_of_a_tiny_network() -> None:
             used.gradients,
             used.inputs,
             used.saved,
-            used.pool,
             used.workspace,
         )
     )

@@ -11,6 +11,8 @@ _WINOGRAD_WEIGHT = "csrc/parts/winograd_weight.h"
 _CONV_WINOGRAD = "csrc/parts/conv_winograd.h"
 _DEPTHWISE = "csrc/parts/conv_depthwise.h"
 _DEPTHWISE_WEIGHT = "csrc/parts/conv_depthwise_weight.h"
+_ARENA = "csrc/binding/arena.cpp"
+_ARENA_TESTS = ("tests/ops/test_workspace.py", "-k", "large or random_lives or release")
 _NORM_ADD = "csrc/ops/norm_add_cpu.cpp"
 _STATISTICS = "csrc/ops/update_statistics_cpu.cpp"
 _STATISTICS_TESTS = ("tests/ops/test_update_statistics.py",)
@@ -396,6 +398,27 @@ NATIVE = (
         "partials.reduce(task, add, to)",
         "partials.reduce(task, add && !MUTANT, to)",
         _CONV_NORM_TESTS,
+    ),
+    Mutant(
+        "memory handed out twice",
+        _ARENA,
+        "best->used = true;",
+        "best->used = !MUTANT;",
+        _ARENA_TESTS,
+    ),
+    Mutant(
+        "memory in pieces for ever",
+        _ARENA,
+        "if (!previous->used) {",
+        "if (!previous->used && !MUTANT) {",
+        _ARENA_TESTS,
+    ),
+    Mutant(
+        "memory in use counted as idle",
+        _ARENA,
+        "bytes += block.used ? 0 : block.bytes;",
+        "bytes += block.used && !MUTANT ? 0 : block.bytes;",
+        _ARENA_TESTS,
     ),
 )
 

@@ -30,12 +30,12 @@ PARTS = (
 CHOICE = "CWK_MUTANT"
 DECLARATION = f"""
 #include <cstdlib>
-namespace cwkernels::CWK_ISA {{
+namespace cwkernels::%s {{
 inline int mutant() {{
   static const int chosen = std::getenv("{CHOICE}") ? std::atoi(std::getenv("{CHOICE}")) : 0;
   return chosen;
 }}
-}}  // namespace cwkernels::CWK_ISA
+}}
 """
 
 
@@ -64,7 +64,10 @@ def edit(path: Path, old: str, new: str) -> None:
 def plant_native(target: Path) -> None:
     """Puts all native bugs into the copy, to be chosen at run time, and builds it."""
     simd = target / "csrc" / "parts" / "simd.h"
-    edit(simd, "#define CWK_INLINE inline", f"{DECLARATION}\n#define CWK_INLINE inline")
+    edit(simd, "#define CWK_INLINE inline", DECLARATION % "CWK_ISA" + "#define CWK_INLINE inline")
+    for file in {mutant.file for mutant in NATIVE if mutant.file.startswith("csrc/binding/")}:
+        source = target / file
+        source.write_text(DECLARATION % "inline planted" + source.read_text())
     for number, mutant in enumerate(NATIVE, start=1):
         new = mutant.new.replace("MUTANT", f"(mutant() == {number})")
         edit(target / mutant.file, mutant.old, new)

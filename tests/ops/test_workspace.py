@@ -94,6 +94,59 @@ def test_results_do_not_depend_on_what_the_memory_held(call: Call) -> None:
             assert_bitwise(name, result, expected[name], nonzero=0)
 
 
+def large_output(images: int, value: float = 1.0) -> Tensor:
+    """An output of 64 KiB an image, filled with a value."""
+    pixels, weight = torch.full((images, 1, 32, 32), value), torch.ones(16, 1, 1, 1)
+    return cw.ops.conv_norm(pixels, weight)[0]
+
+
+needs_from_blob = pytest.mark.skipif(
+    torch.__version__.startswith("2.10"), reason="torch 2.10 has no tensors around memory of ours"
+)
+
+
+@needs_from_blob
+def test_the_memory_of_a_large_tensor_is_kept_for_the_next() -> None:
+    output = large_output(64)
+    place, held = output.data_ptr(), cw.workspace_bytes()
+    del output
+    assert cw.workspace_bytes() >= held + 64 * 65536
+    smaller, other = large_output(16), large_output(16)
+    assert smaller.data_ptr() == place, "the block is split"
+    assert place < other.data_ptr() < place + 64 * 65536
+    del smaller, other
+    assert large_output(64).data_ptr() == place, "its parts are one block again"
+
+
+@needs_from_blob
+def test_tensors_of_random_lives_never_share_memory() -> None:
+    generator = torch.Generator().manual_seed(5)
+    alive: list[tuple[float, Tensor]] = []
+    for number in range(200):
+        images = int(torch.randint(4, 64, (), generator=generator))
+        alive.append((float(number), large_output(images, float(number))))
+        while len(alive) > 12:
+            place = int(torch.randint(len(alive), (), generator=generator))
+            value, output = alive.pop(place)
+            assert output.eq(value).all()
+    places = sorted((t.data_ptr(), t.numel() * t.element_size()) for _, t in alive)
+    for (one, size), (next_one, _) in zip(places, places[1:], strict=False):
+        assert one + size <= next_one
+    assert all(output.eq(value).all() for value, output in alive)
+
+
+@needs_from_blob
+def test_a_release_leaves_the_memory_of_tensors_alone() -> None:
+    first, output = large_output(64), large_output(64, 3.0)
+    del first  # the start of a chunk is idle
+    cw.release_workspace()
+    held = cw.workspace_bytes()  # what its chunk has left
+    assert output.eq(3.0).all()
+    del output
+    assert cw.workspace_bytes() > held
+    cw.release_workspace()
+    assert cw.workspace_bytes() == 0
+
 # AOTDispatcher's check compares tensors, and these have none.
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 
