@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <deque>
 #include <numeric>
 #include <utility>
 #include <vector>
@@ -21,8 +22,11 @@ namespace {
 
 constexpr int kLanes = 32;
 constexpr int kInvalidValue = 1, kInvalidConfiguration = 9, kLaunchFailure = 719;
-// Of CUDA threads that live at a time; a fiber of ThreadSanitizer is as dear as a thread.
+// Of CUDA threads that live at a time.
 constexpr int kMostThreads = CWK_TSAN ? 1024 : 4096;
+// A fiber that is used again is in order with its last thread, as ThreadSanitizer sees it, and a new
+// one costs half a millisecond. So many are used before the first is used again.
+constexpr size_t kLeastFibers = CWK_TSAN ? 2048 : 0;
 // Bytes beside a piece of shared memory that nothing may write. AddressSanitizer has its own.
 constexpr size_t kMargin = CWK_ASAN ? 0 : 128;
 constexpr unsigned char kMarginByte = 0xca;
@@ -106,7 +110,8 @@ Fiber host;
 Thread* current = nullptr;
 Warp* active = nullptr;
 std::vector<Warp*> queue;  // warps with ready lanes, and some without
-std::vector<std::unique_ptr<Thread>> idle;
+std::deque<std::unique_ptr<Thread>> idle;
+size_t fibers = 0;
 std::unique_ptr<Launch> pending;
 std::string error;
 bool failed = false;
@@ -163,6 +168,7 @@ std::string text(const Meeting& meeting) {
   error = text(*current) + ": " + what;
   failed = true;
   place = nullptr;
+  Unseen::end();  // the one of the function that the kernel called
   current->fiber.switch_to(host, true);
   std::abort();
 }
@@ -199,13 +205,17 @@ Thread* pick() {
   return active->lanes[lane];
 }
 
-void yield(bool dying = false) {
-  Thread* self = current;
-  Thread* next = pick();
-  if (next == self) return;
-  current = next;
-  place = next ? &next->place : nullptr;
-  self->fiber.switch_to(next ? next->fiber : host, dying);
+// Makes the next thread the running one, to which the caller switches; the host if none can run.
+Fiber& pick_fiber() {
+  current = pick();
+  place = current ? &current->place : nullptr;
+  return current ? current->fiber : host;
+}
+
+void yield() {
+  Fiber& self = current->fiber;
+  Fiber& next = pick_fiber();
+  if (&next != &self) self.switch_to(next);
 }
 
 // A place where another thread may go first, though this one need not wait.
@@ -215,7 +225,8 @@ void pause() {
   yield();
 }
 
-void end_of_thread() {
+Fiber& end_of_thread() {
+  const Unseen unseen;
   Thread& self = *current;
   Block& block = *self.block;
   Warp& warp = *self.warp;
@@ -228,27 +239,29 @@ void end_of_thread() {
   }
   publish(&block.launch->end);
   warp.exited |= self.bit();
-  if (++block.exited == block.threads.size()) {  // the host starts the next one
-    current = nullptr;
-    place = nullptr;
-    self.fiber.switch_to(host, true);
-  }
-  yield(true);
+  if (++block.exited < block.threads.size()) return pick_fiber();
+  current = nullptr;
+  place = nullptr;
+  return host;  // which starts the next block
 }
 
 void run_thread() {
   const Call& call = current->block->launch->call;
   call.run(call.kernel, call.params);
-  end_of_thread();
+  Fiber& self = current->fiber;
+  self.switch_to(end_of_thread(), true);
   std::abort();
 }
 
 // --- Blocks --------------------------------------------------------------------------------------
 
 Thread* take_thread() {
-  if (idle.empty()) idle.push_back(std::make_unique<Thread>(run_thread));
-  Thread* thread = idle.back().release();
-  idle.pop_back();
+  if (idle.empty() || fibers < kLeastFibers) {
+    ++fibers;
+    return new Thread(run_thread);
+  }
+  Thread* thread = idle.front().release();
+  idle.pop_front();
   return thread;
 }
 
@@ -311,7 +324,14 @@ void end_block(Block& block) {
     if (active == &warp) active = nullptr;
     if (warp.queued) std::erase(queue, &warp);
   }
-  for (Thread* thread : block.threads) idle.emplace_back(thread);
+  // The stacks that were used last are in the caches.
+  for (Thread* thread : block.threads) {
+    if (CWK_TSAN) {
+      idle.emplace_back(thread);
+    } else {
+      idle.emplace_front(thread);
+    }
+  }
 }
 
 // --- Launches ------------------------------------------------------------------------------------
@@ -516,6 +536,7 @@ static Meeting& open_meeting(Warp& warp, Act act, unsigned mask, const Site& sit
 }
 
 void meet(Act act, unsigned mask, void* with, Site site) {
+  const Unseen unseen;
   Thread& self = *current;
   Warp& warp = *self.warp;
   const unsigned named = mask;
@@ -554,6 +575,7 @@ void meet(Act act, unsigned mask, void* with, Site site) {
 }
 
 void sync_block(Site site) {
+  const Unseen unseen;
   Thread& self = *current;
   Block& block = *self.block;
   Warp& warp = *self.warp;
@@ -583,8 +605,8 @@ void sync_block(Site site) {
 }
 
 void fence() {
+  const Unseen unseen;
   if (CWK_TSAN) {
-    const Unseen unseen;
     publish(&current->order);
     current->fenced = true;
     current->block->fenced.push_back(current);
@@ -593,10 +615,10 @@ void fence() {
 }
 
 void wait_for_previous(Site) {
+  const Unseen unseen;
   Thread& self = *current;
   Launch& launch = *self.block->launch;
   if (!launch.released) {
-    const Unseen unseen;
     launch.waiting.push_back(&self);
     yield();
   }
@@ -605,14 +627,12 @@ void wait_for_previous(Site) {
 }
 
 void offer_ticket(unsigned* counter) {
+  const Unseen unseen;
   Thread& self = *current;
   if (!self.waited) fail("takes a ticket before wait_for_previous");
   if (!CWK_TSAN) return;
   Block& block = *self.block;
-  if (!block.published) {
-    const Unseen unseen;
-    block.published = Clock::fresh();
-  }
+  if (!block.published) block.published = Clock::fresh();
   void* running = Clock::of_the_running();
   Clock::switch_to(block.published);
   if (self.fenced) observe(&self.order);
@@ -621,6 +641,7 @@ void offer_ticket(unsigned* counter) {
 }
 
 void accept_ticket(unsigned* counter) {
+  const Unseen unseen;
   observe(counter);
   pause();
 }
@@ -653,6 +674,7 @@ void* take_shared(int number, size_t bytes, size_t rounded, Site site) {
 }
 
 void check_shared(const void* address, size_t bytes, Site site) {
+  const Unseen unseen;
   if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
     fail("gives an address at " + text(site) + " that is no multiple of " + std::to_string(bytes));
   }
@@ -664,12 +686,12 @@ void check_shared(const void* address, size_t bytes, Site site) {
 }
 
 void begin_copy(const Copy& copy, Site site) {
+  const Unseen unseen;
   if (!current->waited) fail("copies at " + text(site) + " before wait_for_previous");
   if (reinterpret_cast<uintptr_t>(copy.from) % static_cast<uintptr_t>(copy.bytes) != 0) {
     fail("copies at " + text(site) + " from an address that is no multiple of " +
          std::to_string(copy.bytes));
   }
-  const Unseen unseen;
   current->copies.push_back(copy);
   ++current->uncommitted;
 }

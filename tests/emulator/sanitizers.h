@@ -41,12 +41,14 @@ class Unseen {
     AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
     AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
   }
-  ~Unseen() {
+  ~Unseen() { end(); }
+  static void end() {
     AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
     AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
   }
 #else
   Unseen() {}
+  static void end() {}
 #endif
   Unseen(const Unseen&) = delete;
   Unseen& operator=(const Unseen&) = delete;
