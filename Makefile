@@ -6,7 +6,7 @@ NATIVE := $(wildcard csrc/*/*.h csrc/*/*.in csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.c
 OVERHEAD ?=
 PYTEST ?=
 
-.PHONY: overhead test mutants sanitize kernels figures check lint build wheel abi-check installs clean
+.PHONY: overhead test emulated mutants sanitize kernels figures check lint build wheel abi-check installs clean
 
 overhead: build
 	$(BIN) -m bench.overhead $(OVERHEAD)
@@ -75,6 +75,14 @@ $(VENV)/installed: $(VENV)/torch pyproject.toml setup.py
 
 cwkernels/_C.so: $(VENV)/installed CMakeLists.txt $(wildcard cmake/*) setup.py $(NATIVE)
 	$(BIN) setup.py --quiet build_ext --inplace
+	touch $@
+
+# The CUDA kernels for the host, which tests of the parameter `emulated` run.
+EMULATED := build/cmake/emulator/_emulated.so
+emulated: $(EMULATED)
+
+$(EMULATED): cwkernels/_C.so $(wildcard tests/emulator/*.cpp tests/emulator/*.h tests/emulator/*.txt)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build build/cmake --target _emulated
 	touch $@
 
 clean:

@@ -1,8 +1,6 @@
 #include "stream.h"
 
 #include <dlfcn.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/headeronly/util/Exception.h>
 
 namespace cwkernels {
 namespace {
@@ -11,8 +9,6 @@ namespace {
 void check(const char* call, AOTITorchError error) {
   STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "cwkernels: ", call, " failed with error ", error);
 }
-
-}  // namespace
 
 // A CPU-only torch exports neither name, so linking against one would make the whole library
 // unloadable there: both are looked up where they are needed. torch 2.13 made the handle of any
@@ -35,6 +31,17 @@ void* current_stream(int32_t device_index) {
                   "cwkernels: this torch has no CUDA streams, but a CUDA tensor was given");
   check("aoti_torch_get_current_cuda_stream", current(device_index, &stream));
   return stream;
+}
+
+}  // namespace
+
+GpuCall::GpuCall(const char* operation, const Tensor& on)
+    : operation_(operation),
+      guard_(on.get_device_index()),
+      stream_(current_stream(on.get_device_index())) {}
+
+void GpuCall::check(int error) const {
+  STD_TORCH_CHECK(error == 0, operation_, ": the CUDA launch failed with cudaError ", error);
 }
 
 }  // namespace cwkernels

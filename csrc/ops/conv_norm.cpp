@@ -1,13 +1,12 @@
 #include "conv_norm.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "../binding/cpu.h"
 #include "../binding/images.h"
+#include "../binding/registration.h"
 
 // Images are [A, N, C, H, W], or [N, C, H, W] of one architecture.
 namespace cwkernels {
@@ -151,7 +150,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
 }  // namespace
 }  // namespace cwkernels
 
-STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
+CWK_SCHEMAS(m) {
   m.def(
       "conv_norm(Tensor input, Tensor weight, Tensor? statistics, Tensor? scale, Tensor? shift, "
       "bool relu, bool pool, int stride, bool training, float eps, bool winograd) -> (Tensor, "
@@ -162,7 +161,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
       "bool winograd, bool need_input) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cwkernels, CPU, m) {
+CWK_CPU_FUNCTIONS(m) {
   m.impl("conv_norm", TORCH_BOX(&cwkernels::forward));
   m.impl("conv_norm_backward", TORCH_BOX(&cwkernels::backward));
 }

@@ -1,11 +1,10 @@
 #include "copy_rows.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <vector>
 
 #include "../binding/checks.h"
 #include "../binding/cpu.h"
+#include "../binding/registration.h"
 #include "../binding/stream.h"
 
 namespace cwkernels {
@@ -41,12 +40,10 @@ Tensor copy_rows_cpu(const Tensor& bank, const Tensor& rows, bool /*dense_grad*/
 
 #if CWK_WITH_CUDA
 Tensor copy_rows_gpu(const Tensor& bank, const Tensor& rows, bool /*dense_grad*/) {
+  const GpuCall call("copy_rows", bank);
   Tensor output;
-  const torch::stable::accelerator::DeviceGuard guard(bank.get_device_index());
   const CopyRowsParams params = prepare(bank, rows, output);
-  if (output.numel() == 0) return output;
-  const int error = copy_rows_cuda(params, current_stream(bank.get_device_index()));
-  STD_TORCH_CHECK(error == 0, "copy_rows: the CUDA launch failed with cudaError ", error);
+  if (output.numel() > 0) call.check(copy_rows_cuda(params, call.stream()));
   return output;
 }
 #endif
@@ -54,16 +51,10 @@ Tensor copy_rows_gpu(const Tensor& bank, const Tensor& rows, bool /*dense_grad*/
 }  // namespace
 }  // namespace cwkernels
 
-STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
-  m.def("copy_rows(Tensor bank, Tensor rows, bool dense_grad) -> Tensor");
-}
+CWK_SCHEMAS(m) { m.def("copy_rows(Tensor bank, Tensor rows, bool dense_grad) -> Tensor"); }
 
-STABLE_TORCH_LIBRARY_IMPL(cwkernels, CPU, m) {
-  m.impl("copy_rows", TORCH_BOX(&cwkernels::copy_rows_cpu));
-}
+CWK_CPU_FUNCTIONS(m) { m.impl("copy_rows", TORCH_BOX(&cwkernels::copy_rows_cpu)); }
 
 #if CWK_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(cwkernels, CUDA, m) {
-  m.impl("copy_rows", TORCH_BOX(&cwkernels::copy_rows_gpu));
-}
+CWK_GPU_FUNCTIONS(m) { m.impl("copy_rows", TORCH_BOX(&cwkernels::copy_rows_gpu)); }
 #endif

@@ -1,7 +1,5 @@
 #include "gather_conv.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <tuple>
 #include <vector>
@@ -9,6 +7,7 @@
 #include "../binding/checks.h"
 #include "../binding/cpu.h"
 #include "../binding/images.h"
+#include "../binding/registration.h"
 
 namespace cwkernels {
 namespace {
@@ -191,7 +190,7 @@ std::tuple<Tensor, Tensor> backward_weight(const Tensor& grad, const Tensor& ima
 }  // namespace
 }  // namespace cwkernels
 
-STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
+CWK_SCHEMAS(m) {
   m.def(
       "gather_conv(Tensor input, Tensor weight, Tensor rows, int stride, int groups, "
       "bool dense_grad, bool winograd=False) -> Tensor");
@@ -203,7 +202,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
       "int stride, int groups, bool winograd=False) -> (Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cwkernels, CPU, m) {
+CWK_CPU_FUNCTIONS(m) {
   m.impl("gather_conv", TORCH_BOX(&cwkernels::forward));
   m.impl("gather_conv_backward_input", TORCH_BOX(&cwkernels::backward_input));
   m.impl("gather_conv_backward_weight", TORCH_BOX(&cwkernels::backward_weight));

@@ -1,7 +1,5 @@
 #include "inverted_bottleneck.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <array>
 #include <string>
@@ -11,6 +9,7 @@
 #include "../binding/checks.h"
 #include "../binding/cpu.h"
 #include "../binding/images.h"
+#include "../binding/registration.h"
 
 namespace cwkernels {
 namespace {
@@ -261,7 +260,7 @@ std::tuple<Tensor, Tensors, Tensors> backward(const Tensor& grad, const Tensor& 
 }  // namespace
 }  // namespace cwkernels
 
-STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
+CWK_SCHEMAS(m) {
   m.def(
       "inverted_bottleneck(Tensor input, Tensor selection, Tensor[] weights, Tensor[] scales, "
       "Tensor[] shifts, Tensor[] running_mean, Tensor[] running_var, int stride, bool training, "
@@ -273,7 +272,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
       "float eps, bool recompute, bool need_weights) -> (Tensor, Tensor[], Tensor[])");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cwkernels, CPU, m) {
+CWK_CPU_FUNCTIONS(m) {
   m.impl("inverted_bottleneck", TORCH_BOX(&cwkernels::forward));
   m.impl("inverted_bottleneck_backward", TORCH_BOX(&cwkernels::backward));
 }

@@ -1,7 +1,5 @@
 #include "nb201_cell.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <string>
 #include <tuple>
@@ -9,6 +7,7 @@
 
 #include "../binding/cpu.h"
 #include "../binding/images.h"
+#include "../binding/registration.h"
 
 // Images are [A or 1, N, C, H, W]; banks come edge by edge: 1 x 1, 3 x 3 and, in networks with a
 // skip projection, that one.
@@ -280,7 +279,7 @@ std::tuple<Tensor, Tensors, Tensors> backward(const Tensor& grad, const Tensor& 
 }  // namespace
 }  // namespace cwkernels
 
-STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
+CWK_SCHEMAS(m) {
   m.def(
       "nb201_cell(Tensor input, Tensor selection, Tensor[] weights, Tensor[] running_mean, "
       "Tensor[] running_var, bool training, bool count_include_pad, float eps, bool winograd, "
@@ -292,7 +291,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
       "Tensor[])");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cwkernels, CPU, m) {
+CWK_CPU_FUNCTIONS(m) {
   m.impl("nb201_cell", TORCH_BOX(&cwkernels::forward));
   m.impl("nb201_cell_backward", TORCH_BOX(&cwkernels::backward));
 }

@@ -1,13 +1,12 @@
 #include "norm_add.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "../binding/checks.h"
 #include "../binding/cpu.h"
+#include "../binding/registration.h"
 
 // Tensors are [N, C, H, W] or [A, N, C, H, W] in shape and channels-last in memory.
 namespace cwkernels {
@@ -185,7 +184,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_add_backward(
 }  // namespace
 }  // namespace cwkernels
 
-STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
+CWK_SCHEMAS(m) {
   m.def(
       "norm_add(Tensor input, Tensor statistics, Tensor? scale, Tensor? shift, Tensor? shortcut, "
       "bool relu, bool training, float eps) -> Tensor");
@@ -195,7 +194,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
       "(Tensor, Tensor, Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cwkernels, CPU, m) {
+CWK_CPU_FUNCTIONS(m) {
   m.impl("norm_add", TORCH_BOX(&cwkernels::norm_add_forward));
   m.impl("norm_add_backward", TORCH_BOX(&cwkernels::norm_add_backward));
 }

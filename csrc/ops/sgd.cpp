@@ -1,12 +1,11 @@
 #include "sgd.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <vector>
 
 #include "../binding/checks.h"
 #include "../binding/cpu.h"
+#include "../binding/registration.h"
 
 namespace cwkernels {
 namespace {
@@ -212,10 +211,10 @@ void sgd_cpu(Tensors weights, Tensors momenta, Tensors grads, Tensors rows, doub
 }  // namespace
 }  // namespace cwkernels
 
-STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
+CWK_SCHEMAS(m) {
   m.def(
       "sgd(Tensor(a!)[] weights, Tensor(b!)[] momentum_buffers, Tensor[] grads, Tensor[] rows, "
       "float lr, float momentum, float weight_decay) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cwkernels, CPU, m) { m.impl("sgd", TORCH_BOX(&cwkernels::sgd_cpu)); }
+CWK_CPU_FUNCTIONS(m) { m.impl("sgd", TORCH_BOX(&cwkernels::sgd_cpu)); }

@@ -1,12 +1,11 @@
 #include "update_statistics.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <optional>
 #include <vector>
 
 #include "../binding/checks.h"
 #include "../binding/cpu.h"
+#include "../binding/registration.h"
 
 namespace cwkernels {
 namespace {
@@ -131,13 +130,11 @@ void update_statistics_cpu(Tensors running_mean, Tensors running_var, Tensors ba
 }  // namespace
 }  // namespace cwkernels
 
-STABLE_TORCH_LIBRARY_FRAGMENT(cwkernels, m) {
+CWK_SCHEMAS(m) {
   m.def(
       "update_statistics(Tensor(a!)[] running_mean, Tensor(b!)[] running_var, "
       "Tensor(c!)[] num_batches_tracked, Tensor[] statistics, Tensor rows, SymInt[] counts, "
       "float? momentum) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cwkernels, CPU, m) {
-  m.impl("update_statistics", TORCH_BOX(&cwkernels::update_statistics_cpu));
-}
+CWK_CPU_FUNCTIONS(m) { m.impl("update_statistics", TORCH_BOX(&cwkernels::update_statistics_cpu)); }

@@ -6,16 +6,24 @@ import pytest
 import torch
 
 from cwkernels.testing.devices import cpu_isa, cpu_isas, poisoned_memory, why_no_cuda
+from cwkernels.testing.emulated import emulated, why_not_emulated
 
 
-@pytest.fixture(params=["cpu-baseline", "cpu-avx2", "cpu-avx512", "cuda"])
+@pytest.fixture(params=["cpu-baseline", "cpu-avx2", "cpu-avx512", "emulated", "cuda"])
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Runs a test once per CPU instruction set and once on CUDA.
+    """Runs a test once per CPU instruction set, once on the emulator and once on CUDA.
 
     A module whose tests move their tensors to the device names the operation that must have a
-    kernel there: ``OPERATION = "copy_rows"``. The others are skipped on CUDA.
+    kernel there: ``OPERATION = "copy_rows"``. The others are skipped on CUDA and the emulator.
     """
     name: str = request.param
+    if name == "emulated":
+        reason = why_not_emulated(getattr(request.module, "OPERATION", None))
+        if reason is not None:
+            pytest.skip(reason)
+        with emulated():
+            yield torch.device("cpu")
+        return
     if name == "cuda":
         reason = why_no_cuda(getattr(request.module, "OPERATION", None))
         if reason is not None:

@@ -5,7 +5,12 @@ import shlex
 
 import pytest
 
-SETTINGS = ("CWKERNELS_CPU_ISA", "OMP_NUM_THREADS")
+SETTINGS = (
+    "CWKERNELS_CPU_ISA",
+    "CWKERNELS_EMULATED_LIBRARY",
+    "CWKERNELS_EMULATOR",
+    "OMP_NUM_THREADS",
+)
 """What, set from outside, chooses kernels or the order of a sum."""
 
 

@@ -1,0 +1,28 @@
+#include "../../csrc/binding/stream.h"
+#include "runtime.h"
+
+// The emulator's side of csrc/binding/stream.cpp, and what tests say to it.
+namespace cwkernels {
+
+GpuCall::GpuCall(const char* operation, const Tensor& /*on*/)
+    : operation_(operation), stream_(nullptr) {}
+
+void GpuCall::check(int error) const {
+  if (error == 0) error = emulator::synchronize();
+  STD_TORCH_CHECK(error == 0, operation_, ": cudaError ", error, ": ", emulator::take_error());
+}
+
+}  // namespace cwkernels
+
+extern "C" {
+
+__attribute__((visibility("default"))) void cwk_emulator_configure(int capability, int processors,
+                                                                   uint64_t seed) {
+  cwkernels::emulator::configure({capability, processors, seed});
+}
+
+// Launches since the last configure.
+__attribute__((visibility("default"))) int64_t cwk_emulator_launches() {
+  return cwkernels::emulator::launches();
+}
+}
