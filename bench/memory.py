@@ -13,7 +13,8 @@
   allocated on top of it: on a GPU from `max_memory_allocated`, on a CPU from a replay of
   the profiler's allocation events;
 - workspace: the rest of the peak, which is temporaries of operations, scratch, gradients made so
-  far in the step, what the pool holds idle, and what an operation hides from the saved-tensor hooks;
+  far in the step, what the pool holds idle, and what an operation hides from the saved-tensor
+  hooks;
 - process: VmHWM of a fresh process that does nothing but such steps, interpreter and PyTorch's own
   libraries among it. It alone sees memory that comes from elsewhere than all that.
 
