@@ -5,8 +5,9 @@
 
 #include "../../csrc/parts/portable.cuh"
 
-// plants NAME bug|clean SEED...: runs a tiny kernel on the emulator once for each seed, with the bug
-// of that name or without it. Says what was found and exits with 1, unless a sanitizer has done so.
+// plants NAME bug|clean SEED...: runs a tiny kernel on the emulator once for each seed, with the
+// bug of that name or without it. Says what was found and exits with 1, unless a sanitizer has done
+// so.
 namespace cwkernels {
 namespace {
 
@@ -213,9 +214,9 @@ constexpr Plant kPlants[] = {
 bool run(const Plant& plant, bool bug, uint64_t seed) {
   emulator::configure({90, 3, seed});
   // Of exactly this size, so that an access beside it is seen.
-  const std::unique_ptr<float[]> values[3] = {
-      std::make_unique<float[]>(kValues), std::make_unique<float[]>(kValues),
-      std::make_unique<float[]>(kValues)};
+  const std::unique_ptr<float[]> values[3] = {std::make_unique<float[]>(kValues),
+                                              std::make_unique<float[]>(kValues),
+                                              std::make_unique<float[]>(kValues)};
   const auto counter = std::make_unique<unsigned>(0);
   for (int i = 0; i < kValues; ++i) values[0][i] = static_cast<float>(i + 1);
   const PlantParams params{values[0].get(), values[1].get(), values[2].get(), counter.get()};
