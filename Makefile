@@ -6,12 +6,12 @@ NATIVE := $(wildcard csrc/*/*.h csrc/*/*.in csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.c
 OVERHEAD ?=
 PYTEST ?=
 
-.PHONY: overhead test emulated mutants sanitize kernels figures check lint build wheel abi-check installs clean
+.PHONY: overhead test emulated emulate-quick emulate mutants sanitize kernels figures check lint build wheel abi-check installs clean
 
 overhead: build
 	$(BIN) -m bench.overhead $(OVERHEAD)
 
-test: build
+test: build emulated
 	$(BIN) -m pytest $(PYTEST)
 
 # .pre-commit-config.yaml lists the linters; what one of them changes fails, too.
@@ -77,13 +77,21 @@ cwkernels/_C.so: $(VENV)/installed CMakeLists.txt $(wildcard cmake/*) setup.py $
 	$(BIN) setup.py --quiet build_ext --inplace
 	touch $@
 
-# The CUDA kernels for the host, which tests of the parameter `emulated` run.
+# The CUDA kernels for the host, which tests of the parameter `emulated` run, and the planted bugs.
 EMULATED := build/cmake/emulator/_emulated.so
 emulated: $(EMULATED)
 
-$(EMULATED): cwkernels/_C.so $(wildcard tests/emulator/*.cpp tests/emulator/*.h tests/emulator/*.txt)
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build build/cmake --target _emulated
+$(EMULATED): cwkernels/_C.so $(wildcard tests/emulator/*.* tests/oracles/*.cu tests/oracles/*.h)
+	$(BIN) tests/emulator/build.py
 	touch $@
+
+# The emulated kernels alone, as `make test` runs them, and under sanitizers, on other devices and in
+# other orders.
+emulate-quick: emulated
+	$(BIN) -m pytest -q -k "emulated or plants" $(PYTEST)
+
+emulate: emulated
+	$(BIN) tests/emulator/emulate.py
 
 clean:
 	rm -rf build dist $(VENV) cwkernels/_C.so *.egg-info

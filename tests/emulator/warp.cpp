@@ -1,8 +1,8 @@
-#include "warp.h"
-
 #include <bit>
 #include <cmath>
 #include <cstring>
+
+#include "state.h"
 
 // The layouts of fragments are those of the PTX manual, "Warp-level matrix instructions":
 // g = lane / 4 and t = lane % 4.
