@@ -38,7 +38,9 @@ class Cubin:
     log: str
 
 
-def compile_all(nvcc: str = "nvcc", root: Path = ROOT, archs: tuple[int, ...] = ARCHS) -> list[Cubin]:
+def compile_all(
+    nvcc: str = "nvcc", root: Path = ROOT, archs: tuple[int, ...] = ARCHS
+) -> list[Cubin]:
     """Every csrc/ops/*.cu for every architecture, as many at a time as there are cores.
 
     Raises:

@@ -137,7 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if committed[0] != version:
         print(f"only spills were looked at: the table is of nvcc {committed[0]}, this is {version}")
     elif wrong:
-        print("if that is meant: python tools/ptxas_table.py --update, and commit csrc/registers.json")
+        print(
+            "if that is meant: python tools/ptxas_table.py --update, and commit csrc/registers.json"
+        )
     else:
         print("as csrc/registers.json says")
     return 1 if wrong else 0
@@ -152,7 +154,8 @@ def _changes(kernel: str, before: Mapping[str, Usage], after: Mapping[str, Usage
         changed = [
             f"{field.name} {old} → {new}"
             for field in fields(Usage)
-            if (old := getattr(before[arch], field.name)) != (new := getattr(after[arch], field.name))
+            if (old := getattr(before[arch], field.name))
+            != (new := getattr(after[arch], field.name))
         ]
         if changed:
             lines.append(f"{kernel} on sm_{arch}: {', '.join(changed)}")
