@@ -105,10 +105,11 @@ def read(path: Path) -> tuple[str, Table]:
 
 def write(path: Path, nvcc: str, table: Table) -> None:
     """A line for each kernel, so that a change of one is a line of a diff."""
-    rows = [
-        f"  {json.dumps(kernel)}: {json.dumps({arch: astuple(usage) for arch, usage in archs.items()})}"
+    numbers = {
+        kernel: {arch: astuple(usage) for arch, usage in archs.items()}
         for kernel, archs in table.items()
-    ]
+    }
+    rows = [f"  {json.dumps(kernel)}: {json.dumps(row)}" for kernel, row in numbers.items()]
     columns = json.dumps([field.name for field in fields(Usage)])
     text = f'{{\n "nvcc": {json.dumps(nvcc)},\n "columns": {columns},\n "kernels": {{\n'
     path.write_text(text + ",\n".join(rows) + "\n }\n}\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Gathers what the machine with a GPU may lack: `python -m tools.gpu_check.kit`, here, with network.
+"""Gathers what the machine with a GPU may lack: `python -m tools.gpu_check.kit`, with network.
 
 Below build/gpu_check: compute-sanitizer's wheel, pure-Python wheels of what the tests need, and the
 program of the fragment tables, compiled by nvcc. That folder, cwkernels/_C.so and the checkout are
@@ -30,6 +30,8 @@ TEST_MODULES = {
     "packaging": "packaging",
     "pygments": "pygments",
     "pytest_timeout": "pytest-timeout",
+    "hypothesis": "hypothesis",
+    "sortedcontainers": "sortedcontainers",
     "tqdm": "tqdm",
 }
 """What tests and benchmarks import, and which package has it."""

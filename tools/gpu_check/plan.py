@@ -1,4 +1,4 @@
-"""The stages, in their order: tests, tests under compute-sanitizer, fragments, benchmarks, profile."""
+"""The stages, in their order: fragments, tests, the same watched, benchmarks, profiles."""
 
 import math
 import sys
