@@ -1,6 +1,6 @@
 """The first stage: what this machine is, and which tests can run on it.
 
-`python -m tools.gpu_check.environment DEVICE FILE`; the exit code is 1 where nothing else could run.
+`python -m tools.gpu_check.environment DEVICE FILE`; exit code 1 where nothing else could run.
 """
 
 import re
