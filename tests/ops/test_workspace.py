@@ -147,6 +147,7 @@ def test_a_release_leaves_the_memory_of_tensors_alone() -> None:
     cw.release_workspace()
     assert cw.workspace_bytes() == 0
 
+
 # AOTDispatcher's check compares tensors, and these have none.
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 

@@ -35,7 +35,7 @@ TEST_MODULES = {
     "tqdm": "tqdm",
 }
 """What tests and benchmarks import, and which package has it."""
-FRAGMENTS = "tests/emulator/fragments.cu"
+FRAGMENTS = "tests/oracles/fragments.cu"
 
 
 def make(folder: Path = KIT) -> None:
