@@ -6,7 +6,8 @@ NATIVE := $(wildcard csrc/*/*.h csrc/*/*.in csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.c
 OVERHEAD ?=
 PYTEST ?=
 
-.PHONY: overhead test emulated emulate-quick emulate mutants sanitize kernels figures check lint build wheel abi-check installs clean
+.PHONY: overhead test emulated emulate-quick emulate mutants sanitize kernels figures check lint \
+	build wheel abi-check installs ptxas sass gpu-kit gpu-check gpu-check-dry-run clean
 
 overhead: build
 	$(BIN) -m bench.overhead $(OVERHEAD)
@@ -92,6 +93,33 @@ emulate-quick: emulated
 
 emulate: emulated
 	$(BIN) tests/emulator/emulate.py
+
+# Where nvcc is: registers and spills of the CUDA kernels against csrc/registers.json, and whether the
+# hot ones multiply by the matrix instructions that they were written for.
+ptxas: $(VENV)/installed
+	$(BIN) tools/ptxas_table.py
+
+sass: $(VENV)/gates
+	$(BIN) tools/sass_check.py
+
+$(VENV)/gates: $(VENV)/installed
+	$(BIN) -m pip install --quiet --no-build-isolation --editable ".[gates]"
+	touch $@
+
+# On a machine with a GPU, in a copy of this checkout with what gpu-kit has gathered and built here:
+#   make gpu-kit; (copy the checkout, cwkernels/_C.so and build/gpu_check)
+#   python3 -m tools.gpu_check --out DIR --seconds 540   (again and again, until nothing is left)
+#   python -m bench.figures --gpu DIR/report.json        (here)
+OUT ?= build/gpu_check/out
+GPU_CHECK ?=
+gpu-kit: build
+	CWKERNELS_CUDA=1 $(BIN) -m tools.gpu_check.kit
+
+gpu-check:
+	$(PYTHON) -m tools.gpu_check --out $(OUT) $(GPU_CHECK)
+
+gpu-check-dry-run: emulated
+	$(BIN) -m tools.gpu_check --out build/gpu_check_dry_run --dry-run $(GPU_CHECK)
 
 clean:
 	rm -rf build dist $(VENV) cwkernels/_C.so *.egg-info

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ PEERS: Mapping[str, str] = {
     "stock_channels_last": "stock torch, channels-last",
     "stock_bf16": "stock torch, channels-last, bf16",
     "stock_compiled": "stock torch, candidates compiled",
+    "stock_graphed": "stock torch, channels-last, in a CUDA graph for each architecture",
     "authors_split": "authors' way, split",
     "ours_recompute": "cwkernels, recompute",
 }
@@ -104,12 +106,12 @@ def build(contestant: str, network: str, device: torch.device) -> Contestant:
         torch.contiguous_format if nchw else torch.channels_last,
         compiled=contestant == "stock_compiled",
     )
-    return replace(stock, context=_bf16) if contestant == "stock_bf16" else stock
+    return replace(stock, context=partial(_bf16, device)) if contestant == "stock_bf16" else stock
 
 
-def runs_bf16() -> bool:
-    """Whether stock torch has bf16 convolutions on this machine's CPU."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def runs_bf16(device: torch.device) -> bool:
+    """Whether stock torch has bf16 convolutions there: on a GPU, and on some CPUs."""
+    return device.type == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def compile_candidates(network: StockNB201 | StockMacro) -> None:
@@ -161,8 +163,8 @@ def _highest() -> AbstractContextManager[object]:
     return cw.float32_conv_precision("highest")
 
 
-def _bf16() -> AbstractContextManager[object]:
-    return torch.autocast("cpu", torch.bfloat16)
+def _bf16(device: torch.device) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def _candidates(network: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ A table stands between `<!-- figures: NAME -->` and `<!-- /figures -->`; what is
 written anew from the records, and from nothing else, so that a second run changes nothing.
 """
 
+import argparse
 import json
 import re
 import sys
@@ -14,9 +15,10 @@ from typing import Any
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from bench import peers_table, scaling
+from bench import floor, gpu_tables, peers_table, scaling
 from bench.contestants import PEERS
-from bench.harness import Interval, Machine
+from bench.gpu_tables import table
+from bench.harness import Interval, Machine, write_json
 from bench.options import NETWORKS
 from bench.paper import TABLE_1
 from bench.passes import PASSES
@@ -24,6 +26,7 @@ from bench.targets import outcomes
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("bench/results")
+GPU = "gpu.json"
 DOCUMENTS = (Path("README.md"), Path("docs/performance.md"))
 MIB = 2**20
 Record = Mapping[str, Any]
@@ -51,6 +54,8 @@ def sections(root: Path) -> dict[str, Callable[[], str]]:
     def writer(write: Callable[[Record], str], name: str) -> Callable[[], str]:
         return lambda: write(json.loads((root / RESULTS / f"{name}.json").read_text()))
 
+    path = root / RESULTS / GPU
+    report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     return {
         "overhead": writer(overhead, "overhead_cpu"),
         "speed": writer(speed, "peers_cpu"),
@@ -58,13 +63,11 @@ def sections(root: Path) -> dict[str, Callable[[], str]]:
         "targets": writer(targets, "peers_cpu"),
         "kernels": writer(kernels, "kernels_cpu"),
         "scaling": writer(scaling_tables, "scaling_cpu"),
+        "floor": lambda: table(floor.HEADER, [floor.row(each) for each in floor.floors()]),
+        "gpu_verified": lambda: gpu_tables.verified(report),
+        "gpu_steps": lambda: gpu_tables.steps(report),
+        "gpu_kernels": lambda: gpu_tables.kernels(report),
     }
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def overhead(record: Record) -> str:
@@ -196,8 +199,15 @@ def scaling_tables(record: Record) -> str:
     return f"{caption}\n\n{picture}\n\n{table(header, rows)}"
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Write the documents anew."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.figures")
+    parser.add_argument(
+        "--gpu", type=Path, metavar="REPORT", help="a report of tools.gpu_check, to be kept"
+    )
+    options = parser.parse_args(arguments)
+    if options.gpu is not None:
+        write_json(ROOT / RESULTS / GPU, without_tails(json.loads(options.gpu.read_text())))
     for document in DOCUMENTS:
         path = ROOT / document
         before = path.read_text(encoding="utf-8")
@@ -206,6 +216,17 @@ def main() -> int:
             path.write_text(after, encoding="utf-8")
         print(f"{document}: {'renewed' if after != before else 'as it was'}")
     return 0
+
+
+def without_tails(report: Record) -> Record:
+    """A report without what its stages printed, and only if a GPU has made it."""
+    if report["environment"]["device"] != "cuda":
+        raise ValueError("figures: wanted the report of a GPU, got that of a dry run")
+    stages = {
+        name: {key: value for key, value in stage.items() if key != "tail"}
+        for name, stage in report["stages"].items()
+    }
+    return {**report, "stages": stages}
 
 
 def _split_epoch(network: str) -> int:

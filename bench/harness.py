@@ -4,6 +4,7 @@ A speed is a ratio of medians. The rivals take turns, in one order and then in t
 drift, a noisy neighbour or what the one before left in the caches meets all of them alike.
 """
 
+import datetime
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +116,21 @@ def quantiles(values: Sequence[float], confidence: float = 0.8) -> tuple[float, 
     return cuts[0], cuts[-1]
 
 
+FLUSHED = 256 * 2**20
+"""Bytes that are overwritten before a call on a GPU: more than the L2 of any."""
+
+
+@cache
+def _flush_buffer(device: torch.device) -> torch.Tensor:
+    return torch.empty(FLUSHED, dtype=torch.uint8, device=device)
+
+
 def seconds_of(action: Action, device: torch.device) -> float:
-    """How long one call takes until its work is done; on a GPU by events on its stream."""
+    """How long one call takes until its work is done.
+
+    On a GPU by events on its stream, and with nothing in L2. While the GPU overwrites L2, the host
+    runs ahead: the first launches of the action do not wait for it.
+    """
     if device.type != "cuda":
         start = time.perf_counter()
         action()
@@ -123,6 +138,7 @@ def seconds_of(action: Action, device: torch.device) -> float:
     begin = torch.cuda.Event(enable_timing=True)
     end = torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize(device)
+    _flush_buffer(device).zero_()
     begin.record()
     action()
     end.record()
@@ -205,10 +221,14 @@ class Machine:
     torch: str
     python: str
     commit: str
+    driver: str | None = None
+    date: str | None = None
 
     def line(self) -> str:
         """One line for people."""
-        gpu = f" · {self.gpu}" if self.gpu else ""
+        driver = f", driver {self.driver}" if self.driver else ""
+        date = f", {self.date}" if self.gpu and self.date else ""
+        gpu = f" · {self.gpu}{driver}{date}" if self.gpu else ""
         return (
             f"{self.cpu}, {self.cores} cores, {self.threads} threads{gpu} · "
             f"torch {self.torch} · commit {self.commit}"
@@ -225,7 +245,18 @@ def describe_machine(device: torch.device) -> Machine:
         torch=torch.__version__,
         python=platform.python_version(),
         commit=_commit(),
+        driver=_nvidia_smi("driver_version") if device.type == "cuda" else None,
+        date=datetime.date.today().isoformat(),
     )
+
+
+CLOCKS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "clocks_event_reasons.active")
+"""What says at which speed a GPU ran, and what kept it from running faster."""
+
+
+def clocks(device: torch.device) -> dict[str, str | None]:
+    """The GPU's clocks now; empty elsewhere."""
+    return {name: _nvidia_smi(name) for name in CLOCKS} if device.type == "cuda" else {}
 
 
 @contextmanager
@@ -263,6 +294,15 @@ def _cpu_model() -> str:
         lines = []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
+
+
+def _nvidia_smi(field: str) -> str | None:
+    query = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader", "--id=0"]
+    try:
+        said = subprocess.check_output(query, text=True, stderr=subprocess.DEVNULL, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.strip()
 
 
 def _commit() -> str:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.harness import Action, Interval, describe_machine, interleave, write_json
+from bench.devices import DEVICES, benchmark_device
+from bench.harness import Action, Interval, clocks, describe_machine, interleave, write_json
 from cwkernels.testing import (
     Call,
     ConvCase,
@@ -53,9 +55,9 @@ class Row:
     unit: str
 
 
-def convolution_actions(case: ConvCase) -> dict[str, Mapping[str, Action]]:
+def convolution_actions(case: ConvCase, device: torch.device) -> dict[str, Mapping[str, Action]]:
     """For each direction "high" and "highest", our precisions, and "stock", channels-last."""
-    drawn = case.tensors(dense_random)
+    drawn = moved(case.tensors(dense_random), device)
     input, weight, rows, grad = (drawn[n] for n in ("input", "weight", "rows", "cotangent"))
     kernels = torch.ops.cwkernels
     stride, groups, size = case.stride, case.groups, case.kernel_size
@@ -103,6 +105,14 @@ def convolution_actions(case: ConvCase) -> dict[str, Mapping[str, Action]]:
     }
 
 
+def moved(tensors: Tensors, device: torch.device) -> dict[str, Tensor]:
+    """Tensors of floats on the device; indices stay, where a binding reads them."""
+    return {
+        name: tensor.to(device) if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
+
+
 def same_result(first: Action, second: Action) -> bool:
     """Whether both give the same tensor, bit for bit."""
     one, other = first(), second()
@@ -117,14 +127,14 @@ def operations(case: ConvCase) -> int:
     return 2 * pixels * case.out_channels * case.in_channels // case.groups * case.kernel_size**2
 
 
-def measure_convolution(case: ConvCase, rounds: int) -> list[Row]:
+def measure_convolution(case: ConvCase, rounds: int, device: torch.device) -> list[Row]:
     """The three directions of one convolution, each in both precisions where they differ."""
     rows = []
-    for direction, actions in convolution_actions(case).items():
+    for direction, actions in convolution_actions(case, device).items():
         alike = same_result(actions["high"], actions["highest"])
         precisions = ("highest",) if alike else ("high", "highest")
         measured = {name: actions[name] for name in (*precisions, "stock")}
-        samples = interleave([measured], rounds=rounds)
+        samples = interleave([measured], rounds=rounds, device=device)
         for precision in precisions:
             (median,) = samples.medians(precision)
             ratio = samples.ratio(precision, "stock")
@@ -134,13 +144,13 @@ def measure_convolution(case: ConvCase, rounds: int) -> list[Row]:
     return rows
 
 
-def call_actions(call: Call) -> dict[str, Mapping[str, Action]]:
+def call_actions(call: Call, device: torch.device) -> dict[str, Mapping[str, Action]]:
     """Forward and, where there is one, with the backward pass: "ours" and "stock".
 
     Stock batch norms compute the statistics that they normalise by, where `norm_add` is given them
     and `conv_norm` computes those that the next one is given.
     """
-    inputs, cotangents = call.inputs(), call.cotangents()
+    inputs, cotangents = moved(call.inputs(), device), moved(call.cotangents(), device)
 
     def forward(function: Function) -> Action:
         def action() -> Tensors:
@@ -160,11 +170,11 @@ def call_actions(call: Call) -> dict[str, Mapping[str, Action]]:
     return directions
 
 
-def measure_call(call: Call, rounds: int) -> list[Row]:
+def measure_call(call: Call, rounds: int, device: torch.device = CPU) -> list[Row]:
     """Both directions of one call."""
     rows = []
-    for direction, actions in call_actions(call).items():
-        samples = interleave([actions], rounds=rounds)
+    for direction, actions in call_actions(call, device).items():
+        samples = interleave([actions], rounds=rounds, device=device)
         (median,) = samples.medians("ours")
         name, ratio = f"{call.operation} {call.shape}", samples.ratio("ours", "stock")
         rows.append(
@@ -173,14 +183,14 @@ def measure_call(call: Call, rounds: int) -> list[Row]:
     return rows
 
 
-def measure(only: str, batch: int, rounds: int) -> Iterator[Row]:
+def measure(only: str, batch: int, rounds: int, device: torch.device = CPU) -> Iterator[Row]:
     """All rows whose name contains `only`, as they come."""
     for case in network_cases(images=batch):
         if only in case.name:
-            yield from measure_convolution(case, rounds)
+            yield from measure_convolution(case, rounds, device)
     for call in network_calls(images=batch):
         if only in f"{call.operation} {call.shape}":
-            yield from measure_call(call, rounds)
+            yield from measure_call(call, rounds, device)
 
 
 def line(row: Row) -> str:
@@ -197,21 +207,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=20, help="timed rounds (20)")
     parser.add_argument("--only", default="", help="shapes whose name contains this")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="where (cpu)")
     options = parser.parse_args(arguments)
-    print(describe_machine(CPU).line())
+    with benchmark_device(options.device) as device:
+        content = run(options, device)
+    if options.json is not None:
+        write_json(options.json, content)
+
+
+def run(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Measures and prints a line at a time; the record."""
+    machine = describe_machine(device)
+    print(machine.line())
     print(f"batch {options.batch}; x: our time over stock channels-last torch, 10-90 % in brackets")
-    rows = []
-    for row in measure(options.only, options.batch, options.rounds):
+    before, rows = clocks(device), []
+    for row in measure(options.only, options.batch, options.rounds, device):
         rows.append(row)
         print(line(row), flush=True)
-    if options.json is not None:
-        content = {
-            "machine": asdict(describe_machine(CPU)),
-            "batch": options.batch,
-            "rounds": options.rounds,
-            "rows": [asdict(row) for row in rows],
-        }
-        write_json(options.json, content)
+    return {
+        "machine": asdict(machine),
+        "device": options.device,
+        "batch": options.batch,
+        "rounds": options.rounds,
+        "clocks": [before, clocks(device)],
+        "rows": [asdict(row) for row in rows],
+    }
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument(
         "--device",
-        choices=("cpu", "cuda"),
+        choices=("cpu", "cuda", "emulated"),
         help="where to train (default: the GPU if cwkernels has kernels for it, else the CPU)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all samples there")

@@ -14,6 +14,7 @@ import torch
 from bench import memory
 from bench.contestants import PEERS, Contestant, build, runs_bf16, space_of
 from bench.experiment import Batch
+from bench.graphed import captured
 from bench.harness import Action, Samples, interleave
 
 TRAINING_STEP = "training step"
@@ -30,11 +31,12 @@ ARCHITECTURES_SAVED = 16
 """Bytes are counted, not timed, so that more architectures than are timed fit in seconds."""
 
 
-def contestants_of(network: str, *, compiled: bool) -> tuple[str, ...]:
-    """Who takes part in the timing on this machine."""
+def contestants_of(network: str, device: torch.device, *, compiled: bool) -> tuple[str, ...]:
+    """Who takes part in the timing on this device."""
     absent = {"ours_recompute"} if network != "macro" else set()
     absent |= set() if compiled else {"stock_compiled"}
-    absent |= set() if runs_bf16() else {"stock_bf16"}
+    absent |= set() if runs_bf16(device) else {"stock_bf16"}
+    absent |= set() if device.type == "cuda" else {"stock_graphed"}
     return tuple(name for name in PEERS if name not in absent)
 
 
@@ -52,7 +54,8 @@ def measure(network: str, batches: list[Batch], *, rounds: int, compiled: bool) 
     generator = torch.Generator().manual_seed(SEED)
     architectures = space_of(network).sample(len(batches), generator=generator)
     contestants = {
-        name: build(name, network, device) for name in contestants_of(network, compiled=compiled)
+        name: build(name, network, device)
+        for name in contestants_of(network, device, compiled=compiled)
     }
     passes = {}
     for name, training in PASSES.items():
@@ -60,13 +63,17 @@ def measure(network: str, batches: list[Batch], *, rounds: int, compiled: bool) 
             contestant.network.train(training)
         cases = [
             {
-                peer: _action(contestant, name, batch, architecture)
+                peer: _captured_if(
+                    peer == "stock_graphed", _action(contestant, name, batch, architecture), device
+                )
                 for peer, contestant in contestants.items()
             }
             for batch, architecture in zip(batches, architectures, strict=True)
         ]
         description = f"{network}, {name}"
-        passes[name] = interleave(cases, rounds=rounds, description=description).seconds
+        passes[name] = interleave(
+            cases, rounds=rounds, device=device, description=description
+        ).seconds
     return {
         "architectures": architectures.tolist(),
         "passes": passes,
@@ -104,6 +111,10 @@ def _saved(contestant: Contestant, batch: Batch, architecture: torch.Tensor) -> 
         contestant.network.parameters(), contestant.network.buffers(), (images, batch.labels)
     )
     return memory.saved_bytes(lambda: contestant.loss(images, batch.labels, architecture), parts)
+
+
+def _captured_if(graphed: bool, action: Action, device: torch.device) -> Action:
+    return captured(action, device) if graphed else action
 
 
 def _action(contestant: Contestant, name: str, batch: Batch, architecture: torch.Tensor) -> Action:

@@ -15,10 +15,9 @@ from typing import Any
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import torch
-
 from bench import experiment, passes, peers_table
-from bench.harness import describe_machine, write_json
+from bench.devices import DEVICES, benchmark_device
+from bench.harness import clocks, describe_machine, write_json
 from bench.malloc import SETTINGS, measured_under
 from bench.options import NETWORKS, Parser, check_file, command_line, network_names, positive
 from bench.targets import outcomes
@@ -80,6 +79,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
         action="store_true",
         help="also torch.compile of each candidate (a minute more for each network and setting)",
     )
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="where (cpu)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all samples there")
     parser.add_argument("--child", type=Path, metavar="FILE", help="measure in this process only")
     options = parser.parse_args(arguments)
@@ -95,12 +95,15 @@ def parse(arguments: Sequence[str]) -> Namespace:
 def run_all(options: Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     """The record: what a child measured under each setting of malloc, and what follows from it."""
     names = (options.malloc,) if options.malloc else tuple(SETTINGS)
+    if options.device != "cpu":  # malloc has nothing to do there
+        names = names[:1]
     settings = {name: measured_under(name, MODULE, arguments, options.threads) for name in names}
     machine = {name: content.pop("machine") for name, content in settings.items()}
     record = {
         "schema": SCHEMA,
         "command": command_line(MODULE, arguments),
         "machine": machine[names[0]],
+        "device": options.device,
         "batch": options.batch,
         "rounds": options.rounds + options.rounds % 2,
         "malloc": {name: SETTINGS[name] for name in names},
@@ -111,19 +114,21 @@ def run_all(options: Namespace, arguments: Sequence[str]) -> dict[str, Any]:
 
 def run_here(options: Namespace) -> dict[str, Any]:
     """What this process measures, in plain types."""
-    device = torch.device("cpu")
-    batches, source = experiment.load_batches(options.batch, device)
-    networks = {
-        network: passes.measure(
-            network,
-            batches[: options.architectures],
-            rounds=options.rounds,
-            compiled=options.compile,
-        )
-        for network in options.networks
-    }
-    machine = asdict(describe_machine(device))
-    return {"machine": machine, "data": source, "networks": networks}
+    with benchmark_device(options.device) as device:
+        batches, source = experiment.load_batches(options.batch, device)
+        before = clocks(device)
+        networks = {
+            network: passes.measure(
+                network,
+                batches[: options.architectures],
+                rounds=options.rounds,
+                compiled=options.compile,
+            )
+            for network in options.networks
+        }
+        ran = [before, clocks(device)]
+        machine = asdict(describe_machine(device))
+    return {"machine": machine, "data": source, "clocks": ran, "networks": networks}
 
 
 if __name__ == "__main__":

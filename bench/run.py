@@ -4,6 +4,7 @@ import torch
 
 import cwkernels as cw
 from bench import experiment, table
+from bench.devices import benchmark_device
 from bench.experiment import NetworkResult
 from bench.harness import Machine, describe_machine, write_json
 from bench.options import Options
@@ -29,7 +30,16 @@ def choose_device(wanted: str | None) -> tuple[torch.device, str]:
 
 def run(options: Options) -> None:
     """Measure, print and write what the options ask for; UsageError for what cannot be done."""
-    device, note = choose_device(options.device)
+    if options.device == "emulated":
+        name, note = options.device, ""
+    else:
+        chosen, note = choose_device(options.device)
+        name = chosen.type
+    with benchmark_device(name) as device:
+        _run(options, device, note)
+
+
+def _run(options: Options, device: torch.device, note: str) -> None:
     batch = options.batch or (256 if device.type == "cuda" else 64)
     if batch > experiment.TRAINING_IMAGES:
         raise UsageError(f"--batch: an epoch has {experiment.TRAINING_IMAGES} images, got {batch}")

@@ -14,6 +14,7 @@ settings.load_profile("cwkernels")
 pytest_plugins = [
     "pytester",
     "cwkernels.testing.fixtures",
+    "cwkernels.testing.partition",
     "cwkernels.testing.reproduction",
     "cwkernels.testing.sampling",
 ]

@@ -56,8 +56,8 @@ def test_a_second_run_says_that_nothing_changed(
         (tmp_path / document).write_text("<!-- figures: a -->\n<!-- /figures -->\n")
     monkeypatch.setattr(figures, "ROOT", tmp_path)
     monkeypatch.setattr(figures, "sections", lambda root: {"a": lambda: "a table"})
-    figures.main()
-    figures.main()
+    figures.main([])
+    figures.main([])
     assert capsys.readouterr().out.splitlines() == [
         "README.md: renewed",
         "docs/performance.md: renewed",

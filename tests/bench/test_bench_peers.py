@@ -117,12 +117,14 @@ def test_the_printed_tables() -> None:
 
 
 def test_who_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "runs_bf16", lambda: False)
-    plain = set(PEERS) - {"stock_bf16", "stock_compiled"}
-    assert set(passes.contestants_of("macro", compiled=False)) == plain
-    assert set(passes.contestants_of("full", compiled=False)) == plain - {"ours_recompute"}
-    monkeypatch.setattr(passes, "runs_bf16", lambda: True)
-    assert set(passes.contestants_of("macro", compiled=True)) == set(PEERS)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(passes, "runs_bf16", lambda device: False)
+    plain = set(PEERS) - {"stock_bf16", "stock_compiled", "stock_graphed"}
+    assert set(passes.contestants_of("macro", cpu, compiled=False)) == plain
+    assert set(passes.contestants_of("full", cpu, compiled=False)) == plain - {"ours_recompute"}
+    monkeypatch.setattr(passes, "runs_bf16", lambda device: True)
+    assert set(passes.contestants_of("macro", cpu, compiled=True)) == set(PEERS) - {"stock_graphed"}
+    assert set(passes.contestants_of("macro", gpu, compiled=True)) == set(PEERS)
 
 
 def test_every_candidate_is_one_of_those_to_compile() -> None:

@@ -52,7 +52,7 @@ def build(sanitizers: str, *targets: str) -> str | None:
 
 def main(arguments: Sequence[str]) -> int:
     """With "all", the sanitized kernels too. Without the sanitizers' runtimes, only what is plain."""
-    failure = build("", "_emulated", "plants")
+    failure = build("", "_emulated", "plants", "fragments")
     if failure is not None:
         raise SystemExit(failure)
     for sanitizers in filter(None, FOLDERS):

@@ -1,0 +1,130 @@
+"""The stages, in their order: fragments, tests, the same watched, benchmarks, profiles."""
+
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tools.gpu_check import verdicts
+from tools.gpu_check.stage import Stage
+
+TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+FOUND = 86
+"""Exit code of compute-sanitizer for findings; pytest ends with 0 to 5."""
+TESTS_A_PART = 60
+"""Under a tool, which slows a test some twentyfold, this many fit into a stage."""
+NO_CACHE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+"""Each tensor is an allocation of its own, so that an access next to it is one next to nothing."""
+NETWORKS = ("full", "only_conv", "macro")
+BATCHES = (64, 256)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run is asked for.
+
+    Attributes:
+        folder: where records go.
+        device: "cuda", or "emulated" on a dry run: tiny shapes, and no tool watches.
+        fragments: the program of the fragment tables.
+        sanitizer: the command of compute-sanitizer; none if it is not there.
+        sample: the part of the tests that runs under its tools.
+    """
+
+    folder: Path
+    device: str
+    fragments: Path
+    sanitizer: tuple[str, ...]
+    sample: float
+
+    @property
+    def dry(self) -> bool:
+        """Whether the emulator stands in for a GPU."""
+        return self.device == "emulated"
+
+
+def environment(setting: Setting) -> Stage:
+    """What must pass before all others, and says what they are."""
+    record = setting.folder / "environment.facts.json"
+    module = "tools.gpu_check.environment"
+    command = (sys.executable, "-m", module, setting.device, str(record))
+    return Stage("environment", command, verdicts.of_record(record))
+
+
+def stages(setting: Setting, facts: Mapping[str, Any]) -> list[Stage]:
+    """All others, from what the first one found."""
+    files: Mapping[str, int] = facts["tests"]
+    return [
+        Stage("fragments", (str(setting.fragments),)),
+        *(_tests(setting, file) for file in files),
+        *(
+            _watched(setting, tool, file, part, parts)
+            for tool in TOOLS
+            for file, count in files.items()
+            for parts in [math.ceil(count * setting.sample / TESTS_A_PART)]
+            for part in range(1, parts + 1)
+        ),
+        *_benchmarks(setting),
+    ]
+
+
+def _pytest(setting: Setting, file: str, report: Path) -> tuple[str, ...]:
+    plain = ("-q", "-p", "no:cacheprovider", "-o", "junit_family=xunit1")
+    device = f"--device={setting.device}"
+    return (sys.executable, "-m", "pytest", *plain, device, f"--junitxml={report}", file)
+
+
+def _tests(setting: Setting, file: str) -> Stage:
+    name = f"tests.{_stem(file)}"
+    report = setting.folder / f"{name}.xml"
+    command = _pytest(setting, file, report)
+    # A dry run asks whether a stage works, not whether the kernels do: CI's own tests do that.
+    command += ("--part=1/40",) if setting.dry else ()
+    return Stage(name, command, verdicts.of_tests(report), NO_CACHE)
+
+
+def _watched(setting: Setting, tool: str, file: str, part: int, parts: int) -> Stage:
+    """Tests under one of compute-sanitizer's tools."""
+    name = f"{tool}.{_stem(file)}.{part}"
+    report = setting.folder / f"{name}.xml"
+    tests = (*_pytest(setting, file, report), f"--part={part}/{parts}")
+    tests += ("--sample", str(setting.sample), "--sample-seed=0") if setting.sample < 1 else ()
+    tests += ("--timeout=0",)
+    if not setting.sanitizer:
+        missing = "print('compute-sanitizer is not in the kit'); raise SystemExit(1)"
+        return Stage(name, (sys.executable, "-c", missing), verdicts.of_sanitizer(report))
+    options = ("--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "20")
+    # torch's own kernels are not what is looked at, and watching them takes most of the time.
+    options += ("--kernel-name", "kns=cwkernels")
+    command = (*setting.sanitizer, *options, *tests)
+    return Stage(name, command, verdicts.of_sanitizer(report), NO_CACHE)
+
+
+def _benchmarks(setting: Setting) -> Iterator[Stage]:
+    tiny = ("--batch", "2", "--rounds", "2")
+    calls = (*tiny, "--only", "copy_rows") if setting.dry else ("--batch", "256")
+    yield _measured(setting, "kernels", "bench.kernels", *calls)
+    networks, batches = (("full",), (2,)) if setting.dry else (NETWORKS, BATCHES)
+    few = ("--architectures", "1", "--rounds", "2") if setting.dry else ("--compile",)
+    for network in networks:
+        for batch in batches:
+            what = ("--networks", network, "--batch", str(batch))
+            name = f"peers.{network}.{batch}"
+            yield _measured(setting, name, "bench.peers", *what, *few)
+            name = f"profile.{network}.{batch}"
+            yield _measured(setting, name, "bench.step_profile", *what)
+        name, steps = f"overhead.{network}", ("--batch", "2", "--steps", "2") if setting.dry else ()
+        yield _measured(setting, name, "bench.overhead", "--networks", network, *steps)
+
+
+def _measured(setting: Setting, name: str, module: str, *arguments: str) -> Stage:
+    record = setting.folder / f"{name}.record.json"
+    device = ("--device", setting.device, "--json", str(record))
+    command = (sys.executable, "-m", module, *arguments, *device)
+    return Stage(name, command, verdicts.of_record(record))
+
+
+def _stem(file: str) -> str:
+    return Path(file).stem.removeprefix("test_")
