@@ -1,8 +1,8 @@
 #pragma once
 #include "portable.cuh"
 
-// Neighbouring elements that one thread moves at once: 16 bytes, or a single element where a tensor's
-// channels or strides do not allow it.
+// Neighbouring elements that one thread moves at once: 16 bytes, or a single element where a
+// tensor's channels or strides do not allow it.
 namespace cwkernels {
 
 template <class T, int kCount>

@@ -5,8 +5,8 @@
 #include "reduce.cuh"
 
 // What kernels do to a value as they read it: normalise, rectify, or turn the gradient of a
-// normalised value into that of the raw one. The coefficients of a channel are a few registers, made
-// once by each thread or block from the statistics.
+// normalised value into that of the raw one. The coefficients of a channel are a few registers,
+// made once by each thread or block from the statistics.
 namespace cwkernels {
 
 // Keeps NaN, as torch's does.

@@ -2,8 +2,8 @@
 #include "portable.cuh"
 #include "scratch.h"
 
-// Sums over pixels that many blocks share, without float atomics and in an order that depends on the
-// shape and the device only. A sum is one number, or pair, for each of `width` channels of one
+// Sums over pixels that many blocks share, without float atomics and in an order that depends on
+// the shape and the device only. A sum is one number, or pair, for each of `width` channels of one
 // architecture (a slot). Its blocks leave partial results side by side; the last to arrive of each
 // kGroup neighbours merges theirs in the order of the blocks, and whoever needs the sum, mostly the
 // next kernel on its load, merges the few groups. No launch only merges.
@@ -29,8 +29,8 @@ struct Sums {
   }
 };
 
-// How many values there were, their mean, and the sum of their squares about it: what a mean of 1000
-// times the deviation leaves whole, as E[x^2] - E[x]^2 does not. Merged as Chan et al. do.
+// How many values there were, their mean, and the sum of their squares about it: what a mean of
+// 1000 times the deviation leaves whole, as E[x^2] - E[x]^2 does not. Merged as Chan et al. do.
 template <class T>
 struct Moments {
   T count, mean, squares;
@@ -153,7 +153,8 @@ __device__ __forceinline__ bool leave_partial(const Partials<Value>& to, int64_t
   Value* merged = to.of_group(slot, group);
   for (int64_t c = threadIdx.x; c < to.width; c += blockDim.x) {
     Value total = Value::load(parts + c);
-    for (int64_t b = 1; b < members; ++b) total = total.merged(Value::load(parts + b * to.width + c));
+    for (int64_t b = 1; b < members; ++b)
+      total = total.merged(Value::load(parts + b * to.width + c));
     merged[c] = total;
   }
   return true;
