@@ -37,6 +37,10 @@ inline const char* dtype_name(const Tensor& tensor) {
   }
 }
 
+inline const char* device_name(const Tensor& tensor) {
+  return tensor.is_cpu() ? "the CPU" : "the GPU";
+}
+
 inline void check_same_device(const char* operation, const char* argument, const Tensor& tensor,
                               const Tensor& like) {
   CWK_CHECK(tensor.device() == like.device(), operation, argument,

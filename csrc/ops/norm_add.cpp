@@ -6,7 +6,9 @@
 
 #include "../binding/checks.h"
 #include "../binding/cpu.h"
+#include "../binding/gpu_scratch.h"
 #include "../binding/registration.h"
+#include "../binding/stream.h"
 
 // Tensors are [N, C, H, W] or [A, N, C, H, W] in shape and channels-last in memory.
 namespace cwkernels {
@@ -54,6 +56,7 @@ void check_like(const char* operation, const char* argument, const Tensor& tenso
   CWK_CHECK(same_shape(tensor, like), operation, argument, describe(like), describe(tensor));
   CWK_CHECK(tensor.scalar_type() == like.scalar_type(), operation, argument, dtype_name(like),
             dtype_name(tensor));
+  check_same_device(operation, argument, tensor, like);
 }
 
 void check_vector(const char* operation, const char* argument, const MaybeTensor& tensor,
@@ -64,6 +67,7 @@ void check_vector(const char* operation, const char* argument, const MaybeTensor
             "one value for each channel", describe(*tensor));
   CWK_CHECK(tensor->scalar_type() == input.scalar_type(), operation, argument, dtype_name(input),
             dtype_name(*tensor));
+  check_same_device(operation, argument, *tensor, input);
 }
 
 void check(const char* operation, const Tensor& input, const Tensor& statistics,
@@ -81,6 +85,7 @@ void check(const char* operation, const Tensor& input, const Tensor& statistics,
                 statistics.scalar_type() == dtype,
             operation, "statistics", "mean and variance of each channel, in the input's dtype",
             describe(statistics));
+  check_same_device(operation, "statistics", statistics, input);
   check_vector(operation, "scale", scale, input);
   check_vector(operation, "shift", shift, input);
   CWK_CHECK(scale.has_value() == shift.has_value(), operation, "shift",
@@ -117,13 +122,14 @@ NormAddParams prepare(NormAddPass pass, const Tensor& input, const Operands& ope
   params.eps = eps;
   params.relu = relu;
   params.training = training;
-  params.parallel = cpu_parallel();
   return params;
 }
 
-Tensor norm_add_forward(const Tensor& input_any, const Tensor& statistics, const MaybeTensor& scale,
-                        const MaybeTensor& shift, const MaybeTensor& shortcut, bool relu,
-                        bool training, double eps) {
+// A pass on either device: run(params, input) calls the kernel.
+template <class Run>
+Tensor forward(const Run& run, const Tensor& input_any, const Tensor& statistics,
+               const MaybeTensor& scale, const MaybeTensor& shift, const MaybeTensor& shortcut,
+               bool relu, bool training, double eps) {
   const char* name = "norm_add";
   check(name, input_any, statistics, scale, shift);
   if (shortcut) check_like(name, "shortcut", *shortcut, input_any);
@@ -135,7 +141,7 @@ Tensor norm_add_forward(const Tensor& input_any, const Tensor& statistics, const
   NormAddParams params = prepare(NormAddPass::forward, input, operands, relu, training, eps);
   params.shortcut = shortcut ? added.const_data_ptr() : nullptr;
   params.output = output.mutable_data_ptr();
-  CWK_RUN_CPU(norm_add, params);
+  run(params, input);
   return output;
 }
 
@@ -143,8 +149,9 @@ Tensor norm_add_forward(const Tensor& input_any, const Tensor& statistics, const
 // are empty, and without `shortcut_grad` that of the shortcut. Without ReLU the latter would be
 // `grad` itself, so it is not asked for. `output`: what the forward pass gave, if it was rectified
 // and a shortcut was added to it.
-std::tuple<Tensor, Tensor, Tensor, Tensor> norm_add_backward(
-    const Tensor& grad_any, const Tensor& input_any, const Tensor& statistics,
+template <class Run>
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
+    const Run& run, const Tensor& grad_any, const Tensor& input_any, const Tensor& statistics,
     const MaybeTensor& scale, const MaybeTensor& shift, const MaybeTensor& output, bool relu,
     bool shortcut_grad, bool training, double eps) {
   const char* name = "norm_add_backward";
@@ -177,9 +184,55 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_add_backward(
   params.grad_scale = scale ? grad_scale.mutable_data_ptr() : nullptr;
   params.grad_shift = scale ? grad_shift.mutable_data_ptr() : nullptr;
   params.grad_shortcut = shortcut_grad ? grad_shortcut.mutable_data_ptr() : nullptr;
-  CWK_RUN_CPU(norm_add, params);
+  run(params, input);
   return {grad_input, grad_scale, grad_shift, grad_shortcut};
 }
+
+void run_cpu(NormAddParams& params, const Tensor& /*input*/) {
+  params.parallel = cpu_parallel();
+  CWK_RUN_CPU(norm_add, params);
+}
+
+Tensor norm_add_cpu(const Tensor& input, const Tensor& statistics, const MaybeTensor& scale,
+                    const MaybeTensor& shift, const MaybeTensor& shortcut, bool relu, bool training,
+                    double eps) {
+  return forward(run_cpu, input, statistics, scale, shift, shortcut, relu, training, eps);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm_add_backward_cpu(
+    const Tensor& grad, const Tensor& input, const Tensor& statistics, const MaybeTensor& scale,
+    const MaybeTensor& shift, const MaybeTensor& output, bool relu, bool shortcut_grad,
+    bool training, double eps) {
+  return backward(run_cpu, grad, input, statistics, scale, shift, output, relu, shortcut_grad,
+                  training, eps);
+}
+
+#if CWK_WITH_CUDA
+auto run_gpu(const GpuCall& call) {
+  return [&call](NormAddParams& params, const Tensor& input) {
+    const GpuScratch scratch(norm_add_cuda_scratch(params), input);
+    params.workspace = scratch.data();
+    params.tickets = scratch.tickets();
+    call.check(norm_add_cuda(params, call.stream()));
+  };
+}
+
+Tensor norm_add_gpu(const Tensor& input, const Tensor& statistics, const MaybeTensor& scale,
+                    const MaybeTensor& shift, const MaybeTensor& shortcut, bool relu, bool training,
+                    double eps) {
+  const GpuCall call("norm_add", input);
+  return forward(run_gpu(call), input, statistics, scale, shift, shortcut, relu, training, eps);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm_add_backward_gpu(
+    const Tensor& grad, const Tensor& input, const Tensor& statistics, const MaybeTensor& scale,
+    const MaybeTensor& shift, const MaybeTensor& output, bool relu, bool shortcut_grad,
+    bool training, double eps) {
+  const GpuCall call("norm_add_backward", input);
+  return backward(run_gpu(call), grad, input, statistics, scale, shift, output, relu, shortcut_grad,
+                  training, eps);
+}
+#endif
 
 }  // namespace
 }  // namespace cwkernels
@@ -195,6 +248,13 @@ CWK_SCHEMAS(m) {
 }
 
 CWK_CPU_FUNCTIONS(m) {
-  m.impl("norm_add", TORCH_BOX(&cwkernels::norm_add_forward));
-  m.impl("norm_add_backward", TORCH_BOX(&cwkernels::norm_add_backward));
+  m.impl("norm_add", TORCH_BOX(&cwkernels::norm_add_cpu));
+  m.impl("norm_add_backward", TORCH_BOX(&cwkernels::norm_add_backward_cpu));
 }
+
+#if CWK_WITH_CUDA
+CWK_GPU_FUNCTIONS(m) {
+  m.impl("norm_add", TORCH_BOX(&cwkernels::norm_add_gpu));
+  m.impl("norm_add_backward", TORCH_BOX(&cwkernels::norm_add_backward_gpu));
+}
+#endif

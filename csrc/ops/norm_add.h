@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "../parts/isa.h"
+#include "../parts/scratch.h"
 #include "gather_conv.h"
 
 // norm_add: relu(normalise(input) + shortcut). Shape comments: A architectures, N images each, C
@@ -40,8 +41,14 @@ struct NormAddParams {
   bool training;  // the statistics are the input's own: its gradient goes through them too
 
   Parallel parallel;  // CPU only
-  void* workspace;    // CPU only: norm_add_workspace(params) bytes, 64-byte aligned
+  void* workspace;    // norm_add_workspace(params) bytes, 64-byte aligned; CUDA: of its scratch
+  unsigned* tickets;  // CUDA only: of its scratch
 };
+
+// What the launches of these params need, workspace and tickets set or not.
+CudaScratch norm_add_cuda_scratch(const NormAddParams& params);
+// Launches on `stream`, a cudaStream_t. Returns the first launch's cudaError_t that is one.
+int norm_add_cuda(const NormAddParams& params, void* stream);
 
 }  // namespace cwkernels
 

@@ -5,7 +5,9 @@
 
 #include "../binding/checks.h"
 #include "../binding/cpu.h"
+#include "../binding/gpu_scratch.h"
 #include "../binding/registration.h"
+#include "../binding/stream.h"
 
 namespace cwkernels {
 namespace {
@@ -46,15 +48,19 @@ struct Item {
 void check_like(const char* list, size_t i, const Tensor& tensor, const Tensor& weight, bool fits) {
   CWK_CHECK(fits, kName, entry(list, i), "rows of the weight's shape " + describe(weight),
             describe(tensor));
-  CWK_CHECK(tensor.scalar_type() == weight.scalar_type() && tensor.is_cpu(), kName, entry(list, i),
-            dtype_name(weight) + std::string(" on the CPU"), dtype_name(tensor));
+  CWK_CHECK(tensor.scalar_type() == weight.scalar_type() && tensor.device() == weight.device(),
+            kName, entry(list, i),
+            dtype_name(weight) + std::string(" on ").append(device_name(weight)),
+            dtype_name(tensor));
 }
 
-void check_item(size_t i, const Item& item) {
+void check_item(size_t i, const Item& item, const Tensor& first) {
   const Tensor &weight = item.weight, &momentum = item.momentum, &rows = item.rows;
   const auto dtype = weight.scalar_type();
-  CWK_CHECK(weight.is_cpu() && (dtype == ScalarType::Float || dtype == ScalarType::Double), kName,
-            entry("weights", i), "float32 or float64 on the CPU", dtype_name(weight));
+  CWK_CHECK(weight.device() == first.device() &&
+                (dtype == ScalarType::Float || dtype == ScalarType::Double),
+            kName, entry("weights", i), std::string("float32 or float64 on ") + device_name(first),
+            dtype_name(weight));
   CWK_CHECK(rows.scalar_type() == ScalarType::Long && rows.is_cpu() &&
                 (rows.dim() == 1 || (rows.dim() == 2 && rows.size(0) == 1)),
             kName, entry("rows", i), "int64 [U] on the CPU",
@@ -153,8 +159,10 @@ struct Copied {
   size_t item;
 };
 
-void sgd_cpu(Tensors weights, Tensors momenta, Tensors grads, Tensors rows, double lr,
-             double momentum, double weight_decay) {
+// On either device: run(params) calls the kernel.
+template <class Run>
+void step(const Run& run, Tensors weights, Tensors momenta, const Tensors& grads, Tensors rows,
+          double lr, double momentum, double weight_decay) {
   for (const auto& [list, length] :
        {std::pair<const char*, size_t>{"momentum_buffers", momenta.size()},
         {"grads", grads.size()},
@@ -169,7 +177,7 @@ void sgd_cpu(Tensors weights, Tensors momenta, Tensors grads, Tensors rows, doub
   Moves moves;
   for (size_t i = 0; i < weights.size(); ++i) {
     items.emplace_back(weights[i], momenta[i], grads[i], rows[i]);
-    check_item(i, items[i]);
+    check_item(i, items[i], weights[0]);
     moves.add(items[i]);
   }
   std::vector<Copied> copies;
@@ -200,13 +208,35 @@ void sgd_cpu(Tensors weights, Tensors momenta, Tensors grads, Tensors rows, doub
   params.lr = lr;
   params.momentum = momentum;
   params.weight_decay = weight_decay;
-  params.parallel = cpu_parallel();
-  CWK_CALL_CPU(cpu_isa(), sgd, params);
+  run(params);
   for (const Copied& copied : copies) {
     torch::stable::copy_(weights[copied.item], copied.weight);
     torch::stable::copy_(momenta[copied.item], copied.momentum);
   }
 }
+
+void sgd_cpu(Tensors weights, Tensors momenta, Tensors grads, Tensors rows, double lr,
+             double momentum, double weight_decay) {
+  const auto run = [](SgdParams& params) {
+    params.parallel = cpu_parallel();
+    CWK_CALL_CPU(cpu_isa(), sgd, params);
+  };
+  step(run, weights, momenta, grads, rows, lr, momentum, weight_decay);
+}
+
+#if CWK_WITH_CUDA
+void sgd_gpu(Tensors weights, Tensors momenta, Tensors grads, Tensors rows, double lr,
+             double momentum, double weight_decay) {
+  CWK_CHECK(!weights.empty(), kName, "weights", "at least one on the GPU", "none");
+  const GpuCall call(kName, weights[0]);
+  const auto run = [&](SgdParams& params) {
+    const GpuScratch scratch(sgd_cuda_scratch(params), weights[0]);
+    params.carry = scratch.data();
+    call.check(sgd_cuda(params, call.stream()));
+  };
+  step(run, weights, momenta, grads, rows, lr, momentum, weight_decay);
+}
+#endif
 
 }  // namespace
 }  // namespace cwkernels
@@ -218,3 +248,7 @@ CWK_SCHEMAS(m) {
 }
 
 CWK_CPU_FUNCTIONS(m) { m.impl("sgd", TORCH_BOX(&cwkernels::sgd_cpu)); }
+
+#if CWK_WITH_CUDA
+CWK_GPU_FUNCTIONS(m) { m.impl("sgd", TORCH_BOX(&cwkernels::sgd_gpu)); }
+#endif

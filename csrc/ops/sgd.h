@@ -3,6 +3,7 @@
 
 #include "../parts/isa.h"
 #include "../parts/parallel.h"
+#include "../parts/scratch.h"
 
 // sgd: torch.optim.SGD's step with momentum, on rows of many tensors:
 //   g = gradient + weight_decay * w;  m = momentum * m + g;  w = w - lr * m
@@ -34,7 +35,14 @@ struct SgdParams {
   int64_t target_count;      // L
   double lr, momentum, weight_decay;
   Parallel parallel;  // CPU only
+  void* carry;        // CUDA only: sgd_cuda_scratch(params).bytes
 };
+
+// For rows of more gradients than one launch takes; mostly none. No tickets.
+CudaScratch sgd_cuda_scratch(const SgdParams& params);
+// Launches on `stream`, a cudaStream_t; all but what the tensors hold is read here, on the host.
+// Returns the first launch's cudaError_t that is one.
+int sgd_cuda(const SgdParams& params, void* stream);
 
 }  // namespace cwkernels
 

@@ -6,6 +6,7 @@
 #include "../binding/checks.h"
 #include "../binding/cpu.h"
 #include "../binding/registration.h"
+#include "../binding/stream.h"
 
 namespace cwkernels {
 namespace {
@@ -19,15 +20,16 @@ std::string entry(const char* list, size_t i) {
   return std::string(list) + "[" + std::to_string(i) + "]";
 }
 
-void check_entry(const char* list, size_t i, const Tensor& tensor, ScalarType dtype,
-                 const std::vector<int64_t>& shape) {
+void check_entry(const char* list, size_t i, const Tensor& tensor, const Tensor& mean,
+                 ScalarType dtype, const std::vector<int64_t>& shape) {
   bool fits = tensor.scalar_type() == dtype && tensor.dim() == static_cast<int64_t>(shape.size()) &&
-              tensor.is_cpu();
+              tensor.device() == mean.device();
   for (size_t d = 0; fits && d < shape.size(); ++d) {
     fits = tensor.size(static_cast<int64_t>(d)) == shape[d];
   }
   if (fits) return;
-  std::string wanted = "the dtype of running_mean (of a counter: int64) on the CPU, ";
+  std::string wanted = "the dtype of running_mean (of a counter: int64) on ";
+  wanted.append(device_name(mean)).append(", ");
   for (const int64_t size : shape) wanted.append(std::to_string(size)).append(" ");
   CWK_CHECK(false, kName, entry(list, i), wanted, dtype_name(tensor) + (" " + describe(tensor)));
 }
@@ -47,14 +49,15 @@ void check(const Tensors& mean, const Tensors& var, const Tensors& batches,
             kName, "rows", "int64 [L, A] on the CPU", dtype_name(rows) + (" " + describe(rows)));
   for (size_t i = 0; i < mean.size(); ++i) {
     const auto dtype = mean[i].scalar_type();
-    CWK_CHECK(mean[i].dim() == 2 && mean[i].is_cpu() &&
+    CWK_CHECK(mean[i].dim() == 2 && mean[i].device() == mean[0].device() &&
                   (dtype == ScalarType::Float || dtype == ScalarType::Double),
-              kName, entry("running_mean", i), "float32 or float64 [S, C] on the CPU",
+              kName, entry("running_mean", i),
+              std::string("float32 or float64 [S, C] on ") + device_name(mean[0]),
               dtype_name(mean[i]) + (" " + describe(mean[i])));
     const int64_t sets = mean[i].size(0), channels = mean[i].size(1);
-    check_entry("running_var", i, var[i], dtype, {sets, channels});
-    check_entry("num_batches_tracked", i, batches[i], ScalarType::Long, {sets});
-    check_entry("statistics", i, statistics[i], dtype, {rows.size(1), 2, channels});
+    check_entry("running_var", i, var[i], mean[i], dtype, {sets, channels});
+    check_entry("num_batches_tracked", i, batches[i], mean[i], ScalarType::Long, {sets});
+    check_entry("statistics", i, statistics[i], mean[i], dtype, {rows.size(1), 2, channels});
     CWK_CHECK(counts[i] >= 1, kName, entry("counts", i), "at least 1", counts[i]);
   }
 }
@@ -96,9 +99,11 @@ Tensor side_by_side(const Tensor& statistics) {
   return dense ? statistics : torch::stable::contiguous(statistics);
 }
 
-void update_statistics_cpu(Tensors running_mean, Tensors running_var, Tensors batches,
-                           Tensors statistics, const Tensor& rows_any, std::vector<int64_t> counts,
-                           std::optional<double> momentum) {
+// On either device: run(params) calls the kernel.
+template <class Run>
+void update(const Run& run, const Tensors& running_mean, const Tensors& running_var,
+            const Tensors& batches, Tensors statistics, const Tensor& rows_any,
+            const std::vector<int64_t>& counts, std::optional<double> momentum) {
   check(running_mean, running_var, batches, statistics, rows_any, counts);
   const Tensor rows = torch::stable::contiguous(rows_any);
   const int64_t* row_of = static_cast<const int64_t*>(rows.const_data_ptr());
@@ -123,9 +128,30 @@ void update_statistics_cpu(Tensors running_mean, Tensors running_var, Tensors ba
   params.norms = rows.size(0);
   params.architectures = rows.size(1);
   params.momentum = momentum.value_or(-1);
-  CWK_CALL_CPU(cpu_isa(), update_statistics, params);
+  run(params);
   for (Written* written : {&mean, &var, &tracked}) written->write_back();
 }
+
+void update_statistics_cpu(Tensors running_mean, Tensors running_var, Tensors batches,
+                           Tensors statistics, const Tensor& rows, std::vector<int64_t> counts,
+                           std::optional<double> momentum) {
+  const auto run = [](const UpdateStatisticsParams& params) {
+    CWK_CALL_CPU(cpu_isa(), update_statistics, params);
+  };
+  update(run, running_mean, running_var, batches, statistics, rows, counts, momentum);
+}
+
+#if CWK_WITH_CUDA
+void update_statistics_gpu(Tensors running_mean, Tensors running_var, Tensors batches,
+                           Tensors statistics, const Tensor& rows, std::vector<int64_t> counts,
+                           std::optional<double> momentum) {
+  const GpuCall call(kName, running_mean.empty() ? rows : running_mean[0]);
+  const auto run = [&](const UpdateStatisticsParams& params) {
+    call.check(update_statistics_cuda(params, call.stream()));
+  };
+  update(run, running_mean, running_var, batches, statistics, rows, counts, momentum);
+}
+#endif
 
 }  // namespace
 }  // namespace cwkernels
@@ -138,3 +164,7 @@ CWK_SCHEMAS(m) {
 }
 
 CWK_CPU_FUNCTIONS(m) { m.impl("update_statistics", TORCH_BOX(&cwkernels::update_statistics_cpu)); }
+
+#if CWK_WITH_CUDA
+CWK_GPU_FUNCTIONS(m) { m.impl("update_statistics", TORCH_BOX(&cwkernels::update_statistics_gpu)); }
+#endif

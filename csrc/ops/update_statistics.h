@@ -25,6 +25,10 @@ struct UpdateStatisticsParams {
   double momentum;                  // weight of the new batch; negative: exact average
 };
 
+// Launches on `stream`, a cudaStream_t; `targets` and `rows` are read here, on the host. Returns
+// the first launch's cudaError_t that is one.
+int update_statistics_cuda(const UpdateStatisticsParams& params, void* stream);
+
 }  // namespace cwkernels
 
 CWK_DECLARE_CPU(void update_statistics(const UpdateStatisticsParams& params))

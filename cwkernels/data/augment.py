@@ -6,6 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from cwkernels import ops
 from cwkernels.data.checks import require, require_images, require_vector
 
 MEAN = (0.4914, 0.4822, 0.4465)
@@ -77,10 +78,7 @@ def normalize(images: Tensor) -> Tensor:
         ValueError: images of another type or shape.
     """
     require_images("normalize", "images", images)
-    mean, deviation = _constants(images.device)
-    # Last, because a CPU converts uint8 fast only into the layout that it has.
-    values = images.to(torch.float32).sub_(mean).div_(deviation)
-    return values.contiguous(memory_format=torch.channels_last)
+    return _batch(images, _all(images), None)
 
 
 def augment(images: Tensor, augmentation: Augmentation) -> Tensor:
@@ -103,15 +101,15 @@ def augment(images: Tensor, augmentation: Augmentation) -> Tensor:
     """
     require_images("augment", "images", images)
     _require_augmentation("augment", augmentation, images, images.shape[0])
-    return normalize(_move(images, augmentation))
+    return _batch(images, _all(images), augmentation)
 
 
 def make_batch(images: Tensor, indices: Tensor, augmentation: Augmentation | None) -> Tensor:
     """Takes images by index and applies the training or the evaluation transforms.
 
     Equals ``augment(images[indices], augmentation)``, or ``normalize(images[indices])`` where
-    ``augmentation`` is None. Nothing synchronises on a GPU, so indices are checked on the CPU
-    only; a GPU reports one out of range by torch's device-side assertion.
+    ``augmentation`` is None, by one call of ``cw.ops.batch``. Nothing synchronises on a GPU, so
+    indices are checked on the CPU only; on a GPU one out of range makes an image of NaN.
 
     Args:
         images: uint8 ``[M, 3, H, W]``, all images, on the device.
@@ -133,23 +131,19 @@ def make_batch(images: Tensor, indices: Tensor, augmentation: Augmentation | Non
         low, high = (int(bound) for bound in indices.aminmax())
         ok = low >= 0 and high < images.shape[0]
         require(ok, "make_batch", "indices", f"0 … {images.shape[0] - 1}", f"{low} … {high}")
-    chosen = images.index_select(0, indices)
-    return normalize(chosen if augmentation is None else _move(chosen, augmentation))
+    return _batch(images, indices, augmentation)
 
 
-def _move(images: Tensor, augmentation: Augmentation) -> Tensor:
-    """Flips and shifts by one gather: each output pixel looks up where it comes from."""
-    count, channels, height, width = images.shape
-    row = torch.arange(height, device=images.device) - augmentation.dy[:, None]
-    column = torch.arange(width, device=images.device) - augmentation.dx[:, None]
-    row_inside = (row >= 0) & (row < height)
-    column_inside = (column >= 0) & (column < width)
-    inside = row_inside[:, :, None] & column_inside[:, None, :]
-    column = torch.where(augmentation.flip[:, None], width - 1 - column, column)
-    row, column = row.clamp(0, height - 1), column.clamp(0, width - 1)
-    source = (row[:, :, None] * width + column[:, None, :]).flatten(1)
-    moved = images.flatten(2).gather(2, source[:, None].expand(-1, channels, -1))
-    return moved.view(count, channels, height, width) * inside[:, None]
+def _all(images: Tensor) -> Tensor:
+    return torch.arange(images.shape[0], device=images.device)
+
+
+def _batch(images: Tensor, indices: Tensor, augmentation: Augmentation | None) -> Tensor:
+    mean, deviation = _constants(images.device)
+    shifts, flips = None, None
+    if augmentation is not None:
+        shifts, flips = torch.stack([augmentation.dy, augmentation.dx], 1), augmentation.flip
+    return ops.batch(images, indices, shifts, flips, mean=mean, deviation=deviation)
 
 
 def _require_augmentation(
@@ -162,7 +156,7 @@ def _require_augmentation(
 
 @cache
 def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    """MEAN and DEVIATION in units of a uint8 image, ``[3, 1, 1]``.
+    """MEAN and DEVIATION in units of a uint8 image, ``[3]``.
 
     Kept per device: a copy from the host for each batch would synchronise, and could not be
     captured in a CUDA graph.
@@ -170,6 +164,6 @@ def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
         mean, deviation = torch.tensor((MEAN, DEVIATION), dtype=torch.float64) * 255
         return (
-            mean.to(device, torch.float32)[:, None, None],
-            deviation.to(device, torch.float32)[:, None, None],
+            mean.to(device, torch.float32),
+            deviation.to(device, torch.float32),
         )

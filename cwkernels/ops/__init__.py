@@ -3,6 +3,7 @@
 import torch
 
 from cwkernels.ops.backend import backend, current_backend, set_backend
+from cwkernels.ops.batch import batch
 from cwkernels.ops.conv_norm import conv_norm
 from cwkernels.ops.copy_rows import copy_rows
 from cwkernels.ops.gather_conv import gather_conv
@@ -20,6 +21,7 @@ from cwkernels.ops.workspace import release_workspace, workspace_bytes
 
 __all__ = [
     "backend",
+    "batch",
     "conv_norm",
     "copy_rows",
     "current_backend",

@@ -13,6 +13,7 @@ WHOLE = torch.zeros(1, dtype=torch.int64, device="cpu")
 """The rows of a parameter that has no rows: all of it is row 0."""
 
 _DTYPES = (torch.float32, torch.float64)
+_HAS_CUDA_KERNEL = torch._C._dispatch_has_kernel_for_dispatch_key("cwkernels::sgd", "CUDA")
 
 
 def sgd(
@@ -44,7 +45,7 @@ def sgd(
             summed, in order; a row without any has a gradient of zero. Of the weight's own shape
             for a tensor that is moved whole.
         rows: int64 [U] (or [1, U], as the indices of a sparse tensor lie) each, in any order; [0]
-            for a tensor that is moved whole.
+            for a tensor that is moved whole. Those on a GPU are copied to the CPU, which waits.
         lr, momentum, weight_decay: as torch.optim.SGD's.
 
     Raises:
@@ -54,16 +55,26 @@ def sgd(
     lists = (list(weights), list(momentum_buffers), list(grads), list(rows))
     if not any(lists):
         return
-    native = all(weight.is_cpu and weight.dtype in _DTYPES for weight in lists[0])
     with torch.no_grad():
-        if current_backend() == "reference" or not native:
+        if current_backend() == "reference" or not _has_kernel(lists[0]):
             reference(*lists, lr, momentum, weight_decay)
             return
+        # What moves is decided on the host; there is nothing to copy unless the indices of a
+        # gradient on a GPU are rows.
+        lists[3][:] = [row.cpu() for row in lists[3]]
         torch.ops.cwkernels.sgd.default(*lists, lr, momentum, weight_decay)
     if not torch.compiler.is_compiling():
         # A graph that saved them for backward must not run.
         torch.autograd.graph.increment_version(lists[0])
         torch.autograd.graph.increment_version(lists[1])
+
+
+def _has_kernel(weights: list[Tensor]) -> bool:
+    if not all(weight.dtype in _DTYPES for weight in weights):
+        return False
+    return all(weight.is_cpu for weight in weights) or (
+        _HAS_CUDA_KERNEL and all(weight.is_cuda for weight in weights)
+    )
 
 
 class _Update(NamedTuple):

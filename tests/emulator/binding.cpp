@@ -1,4 +1,5 @@
 #include "../../csrc/binding/stream.h"
+#include "../../csrc/binding/workspace.h"
 #include "runtime.h"
 
 // The emulator's side of csrc/binding/stream.cpp, and what tests say to it.
@@ -11,6 +12,9 @@ void GpuCall::check(int error) const {
   if (error == 0) error = emulator::synchronize();
   STD_TORCH_CHECK(error == 0, operation_, ": cudaError ", error, ": ", emulator::take_error());
 }
+
+// Tensors of the emulator are small.
+void advise_huge_pages(void* /*data*/, int64_t /*bytes*/) {}
 
 }  // namespace cwkernels
 

@@ -18,6 +18,8 @@ _STATISTICS = "csrc/ops/update_statistics_cpu.cpp"
 _STATISTICS_TESTS = ("tests/ops/test_update_statistics.py",)
 _SGD = "csrc/ops/sgd_cpu.cpp"
 _SGD_TESTS = ("tests/ops/test_sgd.py",)
+_BATCH = "csrc/ops/batch_cpu.cpp"
+_BATCH_TESTS = ("tests/ops/test_batch.py",)
 _NORM_ADD_TESTS = ("tests/ops/test_norm_add.py",)
 _BOTTLENECK = "csrc/parts/bottleneck.h"
 _BOTTLENECK_BACKWARD = "csrc/parts/bottleneck_backward.h"
@@ -264,6 +266,27 @@ NATIVE = (
         "if (rates.weight_decay != 0)",
         "if (rates.weight_decay != 0 && !MUTANT)",
         _SGD_TESTS,
+    ),
+    Mutant(
+        "mirrored images that are not shifted",
+        _BATCH,
+        "table[from[width - 1 + right - x]]",
+        "table[from[width - 1 + (MUTANT ? 0 : right) - x]]",
+        _BATCH_TESTS,
+    ),
+    Mutant(
+        "black that is not normalised",
+        _BATCH,
+        "for (; x < begin; ++x) to[x * channels] = table[0];",
+        "for (; x < begin; ++x) to[x * channels] = MUTANT ? 0.0f : table[0];",
+        _BATCH_TESTS,
+    ),
+    Mutant(
+        "the last images of a batch forgotten",
+        _BATCH,
+        "min((task + 1) * kTaskImages, p.count);",
+        "min((task + 1) * kTaskImages, p.count - MUTANT);",
+        _BATCH_TESTS,
     ),
     Mutant(
         "a bottleneck's row of a repeated architecture",

@@ -1,6 +1,7 @@
 """Runs every planted bug against the test that must kill it: `make mutants`.
 
 Each runs in a copy of the checkout; a test that passes in spite of its bug fails the run.
+`python tests/mutants/run.py emulated` runs those of one kind: native, emulated or python.
 """
 
 import os
@@ -8,8 +9,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
+from emulated import EMULATED
 from mutant import Mutant
 from native import NATIVE
 from python import PYTHON
@@ -27,6 +31,7 @@ PARTS = (
     "README.md",
     "LICENSE",
 )
+Trial = Callable[[Path, tuple[Mutant, ...]], int]
 CHOICE = "CWK_MUTANT"
 DECLARATION = f"""
 #include <cstdlib>
@@ -61,19 +66,44 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
+def plant(target: Path, mutants: tuple[Mutant, ...]) -> None:
+    """Puts bugs into the copy, to be chosen at run time by their number from 1 on."""
+    for number, mutant in enumerate(mutants, start=1):
+        new = mutant.new.replace("MUTANT", f"(mutant() == {number})")
+        edit(target / mutant.file, mutant.old, new)
+
+
 def plant_native(target: Path) -> None:
-    """Puts all native bugs into the copy, to be chosen at run time, and builds it."""
+    """Puts all native bugs into the copy, and builds it."""
     simd = target / "csrc" / "parts" / "simd.h"
     edit(simd, "#define CWK_INLINE inline", DECLARATION % "CWK_ISA" + "#define CWK_INLINE inline")
     for file in {mutant.file for mutant in NATIVE if mutant.file.startswith("csrc/binding/")}:
         source = target / file
         source.write_text(DECLARATION % "inline planted" + source.read_text())
-    for number, mutant in enumerate(NATIVE, start=1):
-        new = mutant.new.replace("MUTANT", f"(mutant() == {number})")
-        edit(target / mutant.file, mutant.old, new)
+    plant(target, NATIVE)
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
     environment = os.environ | {"CWKERNELS_CUDA": "0"}
     subprocess.run(command, cwd=target, check=True, env=environment)
+
+
+def plant_emulated(target: Path) -> None:
+    """Puts all bugs of the CUDA kernels into the copy, and builds the emulator's library of it."""
+    header = target / "tests" / "emulator" / "emulator.h"
+    edit(header, "#include <cstring>", "#include <cstring>" + DECLARATION % "inline planted")
+    plant(target, EMULATED)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    spec = find_spec("torch")
+    assert spec is not None
+    assert spec.origin is not None
+    build = target / "build" / "cmake"
+    options = [f"-DTORCH_ROOT={Path(spec.origin).parent}", "-DCWKERNELS_CUDA=OFF"]
+    for command in (
+        ["cmake", "-S", target, "-B", build, "-G", "Ninja", *options],
+        ["cmake", "--build", build, "--target", "_emulated"],
+    ):
+        subprocess.run(
+            command, check=True, env=os.environ | {"PATH": path}, stdout=subprocess.DEVNULL
+        )
 
 
 def survives(target: Path, mutant: Mutant, environment: dict[str, str]) -> bool:
@@ -92,33 +122,54 @@ def report(mutant: Mutant, survived: bool) -> None:
     print(f"{'SURVIVED' if survived else 'killed  '}  {mutant.name}", flush=True)
 
 
-def main() -> int:
-    """0 if every mutant was killed and the tests pass without one."""
+def try_planted(target: Path, mutants: tuple[Mutant, ...]) -> int:
+    """How many of the mutants that were planted in the copy survive."""
+    if not survives(target, mutants[0], {CHOICE: "0"}):
+        raise SystemExit("mutants: the tests fail without a mutant")
     survivors = 0
-    with tempfile.TemporaryDirectory() as scratch:
-        native, python = Path(scratch) / "native" / "copy", Path(scratch) / "python" / "copy"
-        for target in (native, python):
-            target.mkdir(parents=True)
+    for number, mutant in enumerate(mutants, start=1):
+        survived = survives(target, mutant, {CHOICE: str(number)})
+        survivors += survived
+        report(mutant, survived)
+    return survivors
+
+
+def try_edited(target: Path, mutants: tuple[Mutant, ...]) -> int:
+    """How many of the mutants survive that are put into the copy one after the other."""
+    survivors = 0
+    for mutant in mutants:
+        path = target / mutant.file
+        original = path.read_text()
+        edit(path, mutant.old, mutant.new)
+        survived = survives(target, mutant, {})
+        path.write_text(original)
+        survivors += survived
+        report(mutant, survived)
+    return survivors
+
+
+KINDS: dict[str, tuple[tuple[Mutant, ...], Callable[[Path], None], Trial]] = {
+    "native": (NATIVE, plant_native, try_planted),
+    "emulated": (EMULATED, plant_emulated, try_planted),
+    "python": (PYTHON, lambda target: None, try_edited),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """0 if every mutant of the kinds named was killed and the tests pass without one."""
+    total = survivors = 0
+    for kind in arguments or KINDS:
+        mutants, prepare, trial = KINDS[kind]
+        with tempfile.TemporaryDirectory() as scratch:
+            target = Path(scratch) / "copy"
+            target.mkdir()
             copy_checkout(target)
-        plant_native(native)
-        if not survives(native, NATIVE[0], {CHOICE: "0"}):
-            raise SystemExit("mutants: the tests fail without a mutant")
-        for number, mutant in enumerate(NATIVE, start=1):
-            survived = survives(native, mutant, {CHOICE: str(number)})
-            survivors += survived
-            report(mutant, survived)
-        for mutant in PYTHON:
-            path = python / mutant.file
-            original = path.read_text()
-            edit(path, mutant.old, mutant.new)
-            survived = survives(python, mutant, {})
-            path.write_text(original)
-            survivors += survived
-            report(mutant, survived)
-    killed = len(NATIVE) + len(PYTHON) - survivors
-    print(f"mutants: {killed} killed, {survivors} survived")
+            prepare(target)
+            survivors += trial(target, mutants)
+        total += len(mutants)
+    print(f"mutants: {total - survivors} killed, {survivors} survived")
     return 1 if survivors else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -7,6 +7,7 @@ from cwkernels.testing import cpu_isa, cpu_isas, refused
 
 # Each has a test_opcheck in the file of its operation, or here.
 OPERATIONS = {
+    "batch",
     "build_config",
     "conv_norm",
     "conv_norm_backward",

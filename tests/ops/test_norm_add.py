@@ -22,6 +22,7 @@ from cwkernels.testing import (
     dense_random,
     evaluate,
     expect,
+    on_device,
     refused,
     small_integers,
     statistics_of,
@@ -34,8 +35,15 @@ from cwkernels.testing.cases.norm_add import (
     stock,
     terms_of,
 )
+from cwkernels.testing.emulated import (
+    EmulatedDevice,
+    emulated,
+    emulated_launches,
+    why_not_emulated,
+)
 from cwkernels.testing.inputs import channels_last
 
+OPERATION = "norm_add"
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
@@ -67,7 +75,8 @@ def expected(case: Case, mean: float) -> Expected:
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("mean", [0.0, 30.0])
 def test_is_as_close_as_stock_torch(case: Case, mean: float, device: torch.device) -> None:
-    results = evaluate(run(case), inputs_of(case, mean), cotangents_of(case))
+    function = on_device(run(case), device)
+    results = evaluate(function, inputs_of(case, mean), cotangents_of(case))
     assert_as_close(results, expected(case, mean), terms=terms_of(case))
 
 
@@ -86,7 +95,7 @@ def test_small_integers_are_exact(relu: bool, shortcut: bool, device: torch.devi
     mean = small_integers(5, seed=8)
 
     def ours(tensors: Tensors) -> Tensors:
-        statistics = torch.stack([mean, torch.full_like(mean, 3.0)])
+        statistics = torch.stack([mean, torch.full_like(mean, 3.0)]).to(device)
         named = (tensors.get(name) for name in ("scale", "shift", "shortcut"))
         output = ops.norm_add(
             tensors["input"], statistics, *named, relu=relu, training=False, eps=1.0
@@ -101,7 +110,7 @@ def test_small_integers_are_exact(relu: bool, shortcut: bool, device: torch.devi
 
     cotangents = {"output": small_integers(*case.shape, seed=9)}
     wanted = evaluate(exact, cast(inputs, torch.float64), cotangents)
-    for name, result in evaluate(ours, inputs, cotangents).items():
+    for name, result in evaluate(on_device(ours, device), inputs, cotangents).items():
         reference = wanted[name]
         assert result is not None
         assert reference is not None
@@ -124,14 +133,34 @@ def test_any_number_of_threads_gives_the_same(name: str) -> None:
         assert_bitwise(key, several, one)
 
 
-@pytest.mark.parametrize("case", ARCHITECTURES, ids=str)
-def test_an_architecture_does_not_depend_on_the_others(case: Case) -> None:
+@pytest.mark.skipif(why_not_emulated(OPERATION) is not None, reason=f"{OPERATION} is not emulated")
+@pytest.mark.parametrize("processors", [1, 40])
+def test_any_schedule_gives_the_same(processors: int) -> None:
+    """On 40 processors 48 blocks leave sums for each of two runs of channels, in three groups."""
+    case = Case("groups", (2, 3, 132, 32, 32))
     inputs, cotangents = inputs_of(case), cotangents_of(case)
-    together = evaluate(run(case), inputs, cotangents)
+    results = []
+    for seed in range(3):
+        with emulated(EmulatedDevice(capability=90, processors=processors, seed=seed)):
+            results.append(evaluate(run(case), inputs, cotangents))
+            assert emulated_launches() == 3
+    assert_as_close(results[0], expect(stock(case), inputs, cotangents), terms=terms_of(case))
+    for other in results[1:]:
+        for key, one in results[0].items():
+            again = other[key]
+            assert one is not None
+            assert again is not None
+            assert_bitwise(key, again, one)
+
+
+@pytest.mark.parametrize("case", ARCHITECTURES, ids=str)
+def test_an_architecture_does_not_depend_on_the_others(case: Case, device: torch.device) -> None:
+    inputs, cotangents = inputs_of(case), cotangents_of(case)
+    together = evaluate(on_device(run(case), device), inputs, cotangents)
     separate = [name for name in ("input", "shortcut") if name in inputs]
     for a in range(case.shape[0]):
         alone = evaluate(
-            run(replace(case, shape=case.shape[1:])),
+            on_device(run(replace(case, shape=case.shape[1:])), device),
             {**inputs, **{name: inputs[name][a] for name in separate}},
             {"output": cotangents["output"][a]},
         )
@@ -142,13 +171,13 @@ def test_an_architecture_does_not_depend_on_the_others(case: Case) -> None:
             assert_bitwise(f"{name}[{a}]", all_of[a], own)
 
 
-def test_affine_gradients_are_summed_in_order() -> None:
+def test_affine_gradients_are_summed_in_order(device: torch.device) -> None:
     case = Case("five", (5, 2, 7, 3, 4))
     inputs, cotangents = inputs_of(case), cotangents_of(case)
-    together = evaluate(run(case), inputs, cotangents)
+    together = evaluate(on_device(run(case), device), inputs, cotangents)
     singles = [
         evaluate(
-            run(replace(case, shape=case.shape[1:])),
+            on_device(run(replace(case, shape=case.shape[1:])), device),
             {**inputs, "input": inputs["input"][a], "shortcut": inputs["shortcut"][a]},
             {"output": cotangents["output"][a]},
         )
@@ -203,7 +232,8 @@ def test_gradients_are_read_where_they_lie(
     name: str, lay: Callable[[Tensor], Tensor], device: torch.device, threads: int
 ) -> None:
     case = next(case for case in CASES if case.name == name)
-    inputs, gradient = inputs_of(case), lay(cotangents_of(case)["output"])
+    inputs = {name: tensor.to(device) for name, tensor in inputs_of(case).items()}
+    gradient = lay(cotangents_of(case)["output"].to(device))
     results = evaluate(run(case), inputs, {"output": gradient})
     wanted = evaluate(run(case), inputs, {"output": channels_last(gradient)})
     for key, own in wanted.items():

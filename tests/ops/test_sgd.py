@@ -12,16 +12,22 @@ from cwkernels import ops
 from cwkernels.ops.backend import Backend
 from cwkernels.ops.sgd import WHOLE
 from cwkernels.testing import (
+    Call,
     assert_bitwise,
     assert_close_to_reference,
     dense_random,
+    evaluate,
     refused,
     small_integers,
 )
+from cwkernels.testing.cases.sgd import network_calls
+from cwkernels.testing.emulated import emulated, emulated_launches, why_not_emulated
 
+OPERATION = "sgd"
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 LR, MOMENTUM, DECAY = 0.1, 0.9, 0.02
+CPU = torch.device("cpu")
 BACKENDS = pytest.mark.parametrize("backend", ["kernels", "reference"])
 
 
@@ -86,6 +92,13 @@ def banks(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Bank]:
     return made
 
 
+def moved_to(device: torch.device, own: list[Bank]) -> list[Bank]:
+    for bank in own:
+        for name in ("weight", "momentum", "grad"):
+            setattr(bank, name, getattr(bank, name).to(device))
+    return own
+
+
 def move(
     own: list[Bank], lr: float = LR, momentum: float = MOMENTUM, weight_decay: float = DECAY
 ) -> None:
@@ -118,23 +131,27 @@ RATES = pytest.mark.parametrize(
 def test_is_as_close_as_torchs(
     lr: float, momentum: float, weight_decay: float, backend: Backend, device: torch.device
 ) -> None:
-    ours, singles, doubles = banks(), banks(), banks(torch.float64)
+    ours, singles, doubles = moved_to(device, banks()), banks(), banks(torch.float64)
     with ops.backend(backend):
         move(ours, lr, momentum, weight_decay)
     for number, (own, single, double) in enumerate(zip(ours, singles, doubles, strict=True)):
         wanted, float_ = (stock(b, lr, momentum, weight_decay) for b in (double, single))
         for name, result, reference, theirs in zip(
-            ("weight", "momentum"), (own.weight, own.momentum), wanted, float_, strict=True
+            ("weight", "momentum"),
+            (own.weight.cpu(), own.momentum.cpu()),
+            wanted,
+            float_,
+            strict=True,
         ):
             assert_close_to_reference(f"{name}[{number}]", result, reference, theirs, terms=3)
 
 
 @BACKENDS
 def test_doubles(backend: Backend, device: torch.device) -> None:
-    ours, theirs = banks(torch.float64), banks(torch.float64)
+    ours, theirs = moved_to(device, banks(torch.float64)), banks(torch.float64)
     with ops.backend(backend):
         move(ours)
-    for own, their in zip(ours, theirs, strict=True):
+    for own, their in zip(moved_to(CPU, ours), theirs, strict=True):
         weight, momentum = stock(their, LR, MOMENTUM, DECAY)
         assert_close_to_reference("weight", own.weight, weight, weight, terms=3)
         assert_close_to_reference("momentum", own.momentum, momentum, momentum, terms=3)
@@ -149,8 +166,8 @@ def test_small_integers_are_exact(backend: Backend, device: torch.device) -> Non
         for seed, tensor in enumerate((own.weight, own.momentum, own.grad)):
             tensor.copy_(small_integers(*tensor.shape, seed=seed))
     with ops.backend(backend):
-        move(ours, *rates)
-    for own, their in zip(ours, theirs, strict=True):
+        move(moved_to(device, ours), *rates)
+    for own, their in zip(moved_to(CPU, ours), theirs, strict=True):
         weight, momentum = stock(their, *rates)
         assert_bitwise("weight", own.weight, weight, nonzero=0)
         assert_bitwise("momentum", own.momentum, momentum, nonzero=0)
@@ -168,8 +185,8 @@ def test_rows_that_are_not_named_are_not_even_read(backend: Backend, device: tor
             if not own.shared:
                 own.momentum[row] = torch.nan
     with ops.backend(backend):
-        move(ours)
-    for own, before in zip(ours, untouched, strict=True):
+        move(moved_to(device, ours))
+    for own, before in zip(moved_to(CPU, ours), untouched, strict=True):
         if own.rows is None:
             continue
         for row in range(5):
@@ -178,12 +195,37 @@ def test_rows_that_are_not_named_are_not_even_read(backend: Backend, device: tor
             assert changed or row in own.rows
 
 
-def test_the_momentum_of_a_row_that_is_not_finite_without_decay() -> None:
+def test_the_momentum_of_a_row_that_is_not_finite_without_decay(device: torch.device) -> None:
     """As torch's: without weight decay the weight does not enter it."""
     own = Bank(torch.full((2, 5), torch.inf), torch.ones(1, 5), [1])
     own.momentum = torch.zeros(2, 5)
-    move([own], weight_decay=0.0)
-    assert torch.equal(own.momentum, torch.tensor([[0.0], [1.0]]).expand(2, 5))
+    move(moved_to(device, [own]), weight_decay=0.0)
+    assert torch.equal(own.momentum.cpu(), torch.tensor([[0.0], [1.0]]).expand(2, 5))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_more_gradients_than_fit_a_launch(shared: bool, device: torch.device) -> None:
+    """With rates that are powers of two and small integers nothing is rounded."""
+    rates = (0.5, 0.25, 2.0)
+    ours, theirs = (
+        [
+            Bank(small_integers(5, 6, seed=i), small_integers(count, 6, seed=i + 9), rows, shared)
+            for i, count, rows in (
+                (0, 3, [4, 0, 4]),
+                (1, 400, [2, 0] * 100 + [2, 3] * 100),
+                (2, 145, [1] * 145),
+                (3, 2, [0, 1]),
+            )
+        ]
+        for _ in "ab"
+    )
+    for own in (*ours, *theirs):
+        own.momentum = small_integers(*own.momentum.shape, seed=3)
+    move(moved_to(device, ours), *rates)
+    for own, their in zip(moved_to(CPU, ours), theirs, strict=True):
+        weight, momentum = stock(their, *rates)
+        assert_bitwise("weight", own.weight, weight, nonzero=0)
+        assert_bitwise("momentum", own.momentum, momentum, nonzero=0)
 
 
 def test_any_number_of_threads_gives_the_same() -> None:
@@ -273,6 +315,14 @@ def test_a_loss_older_than_a_step_is_refused(backend: Backend) -> None:
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
     assert own.weight.is_leaf
+
+
+@pytest.mark.skipif(why_not_emulated(OPERATION) is not None, reason=f"{OPERATION} is not emulated")
+@pytest.mark.parametrize("call", network_calls(2), ids=str)
+def test_a_network_is_one_launch(call: Call) -> None:
+    with emulated():
+        evaluate(call.run, call.inputs(), {})
+        assert emulated_launches() == 1
 
 
 def test_opcheck() -> None:

@@ -9,35 +9,45 @@ from torch import Tensor, nn
 from cwkernels import ops
 from cwkernels.ops.backend import Backend
 from cwkernels.testing import (
+    Call,
     assert_bitwise,
     assert_close_to_reference,
+    assert_within,
     dense_random,
+    evaluate,
     refused,
     statistics_of,
 )
+from cwkernels.testing.cases.update_statistics import network_calls
+from cwkernels.testing.emulated import emulated, emulated_launches, why_not_emulated
+
+OPERATION = "update_statistics"
+CPU = torch.device("cpu")
 
 CHANNELS, SETS = (5, 3), (4, 2)
 ROWS = torch.tensor([[2, 0, 2, 2], [1, -1, 1, 0]])
 SHAPES = ((2, 5, 3, 4), (3, 3, 2, 2))
 COUNTS = (24, 12)
-BACKENDS = pytest.mark.parametrize("backend", ["kernels", "reference"])
+BACKEND_NAMES: tuple[Backend, ...] = ("kernels", "reference")
+BACKENDS = pytest.mark.parametrize("backend", BACKEND_NAMES)
 
 
 class Running:
     """The running statistics of all batch norms, of numbers that no update leaves alone."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> None:
         sizes = list(zip(SETS, CHANNELS, strict=True))
-        self.mean = [dense_random(*size, seed=i).to(dtype) for i, size in enumerate(sizes)]
-        self.var = [dense_random(*size, seed=i).abs().to(dtype) for i, size in enumerate(sizes)]
-        self.batches = [torch.arange(5, 5 + sets) for sets in SETS]
+        drawn = [dense_random(*size, seed=i).to(device, dtype) for i, size in enumerate(sizes)]
+        self.mean, self.var = drawn, [tensor.abs() for tensor in drawn]
+        self.batches = [torch.arange(5, 5 + sets, device=device) for sets in SETS]
 
     def tensors(self) -> list[Tensor]:
-        return [*self.mean, *self.var, *self.batches]
+        return [tensor.cpu() for tensor in (*self.mean, *self.var, *self.batches)]
 
     def update(self, statistics: list[Tensor], momentum: float | None) -> None:
+        measured = [tensor.to(self.mean[0].device) for tensor in statistics]
         ops.update_statistics(
-            self.mean, self.var, self.batches, statistics, ROWS, COUNTS, momentum=momentum
+            self.mean, self.var, self.batches, measured, ROWS, COUNTS, momentum=momentum
         )
 
 
@@ -75,24 +85,28 @@ def stock(norm: int, mean: float, momentum: float | None, dtype: torch.dtype) ->
 def test_updates_as_batch_norm_does(
     backend: Backend, momentum: float | None, mean: float, device: torch.device
 ) -> None:
-    running = Running()
+    running = Running(device=device)
     with ops.backend(backend):
         running.update([statistics_of(images(norm, mean)) for norm in range(2)], momentum)
     for norm in range(2):
         reference = stock(norm, mean, momentum, torch.float64)
         single = stock(norm, mean, momentum, torch.float32)
-        assert torch.equal(running.batches[norm], reference.batches[norm])
+        assert torch.equal(running.batches[norm].cpu(), reference.batches[norm])
         for name, ours, double, float_ in (
             ("running_mean", running.mean[norm], reference.mean[norm], single.mean[norm]),
             ("running_var", running.var[norm], reference.var[norm], single.var[norm]),
         ):
-            assert_close_to_reference(f"{name}[{norm}]", ours, double, float_, terms=COUNTS[norm])
+            assert_close_to_reference(
+                f"{name}[{norm}]", ours.cpu(), double, float_, terms=COUNTS[norm]
+            )
 
 
 @BACKENDS
 @pytest.mark.parametrize("momentum", [0.1, None])
-def test_rows_that_are_not_named_are_untouched(backend: Backend, momentum: float | None) -> None:
-    running, before = Running(), Running()
+def test_rows_that_are_not_named_are_untouched(
+    backend: Backend, momentum: float | None, device: torch.device
+) -> None:
+    running, before = Running(device=device), Running(device=device)
     with ops.backend(backend):
         running.update([statistics_of(images(norm)) for norm in range(2)], momentum)
     for norm in range(2):
@@ -106,9 +120,9 @@ def test_rows_that_are_not_named_are_untouched(backend: Backend, momentum: float
                 assert bool((old != new).any()) == bool((old != new).all()) == named
 
 
-def test_a_row_is_updated_in_order() -> None:
-    together, one_by_one = Running(), Running()
-    statistics = [statistics_of(images(norm)) for norm in range(2)]
+def test_a_row_is_updated_in_order(device: torch.device) -> None:
+    together, one_by_one = Running(device=device), Running(device=device)
+    statistics = [statistics_of(images(norm)).to(device) for norm in range(2)]
     together.update(statistics, 0.3)
     for a in range(ROWS.shape[1]):
         ops.update_statistics(
@@ -145,7 +159,7 @@ def gapped(tensor: Tensor) -> Tensor:
 @BACKENDS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_any_layout(backend: Backend, dtype: torch.dtype, device: torch.device) -> None:
-    dense, strided = Running(dtype), Running(dtype)
+    dense, strided = Running(dtype, device), Running(dtype, device)
     strided.mean = [gapped(tensor) for tensor in strided.mean]
     strided.var = [gapped(tensor) for tensor in strided.var]
     strided.batches = [gapped(tensor) for tensor in strided.batches]
@@ -181,6 +195,23 @@ def test_what_the_kernel_refuses_by_itself_changes_nothing() -> None:
         assert torch.equal(old, new)
 
 
+@pytest.mark.parametrize(("norms", "architectures"), [(60, 3), (2, 700)])
+def test_more_than_fits_a_launch(norms: int, architectures: int, device: torch.device) -> None:
+    sets, channels = 5, 3
+    statistics = dense_random(norms, architectures, 2, channels, seed=1).double().to(device)
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.randint(-1, sets, (norms, architectures), generator=generator)
+    results = []
+    for backend in BACKEND_NAMES:
+        mean = dense_random(norms, sets, channels).double().to(device)
+        var, batches = mean.abs(), torch.zeros(norms, sets, dtype=torch.int64, device=device)
+        with ops.backend(backend):
+            ops.update_statistics([*mean], [*var], [*batches], [*statistics], rows, [24] * norms)
+        results.append((mean, var, batches.double()))
+    for ours, theirs in zip(*results, strict=True):
+        assert_within("float64 network", "running", ours, theirs)
+
+
 def test_nothing_to_update() -> None:
     running, before = Running(), Running()
     ops.update_statistics([], [], [], [], torch.zeros((0, 2), dtype=torch.int64), [])
@@ -189,6 +220,14 @@ def test_nothing_to_update() -> None:
     ops.update_statistics(running.mean, running.var, running.batches, nothing, no_rows, COUNTS)
     for old, new in zip(before.tensors(), running.tensors(), strict=True):
         assert torch.equal(old, new)
+
+
+@pytest.mark.skipif(why_not_emulated(OPERATION) is not None, reason=f"{OPERATION} is not emulated")
+@pytest.mark.parametrize("call", network_calls(2), ids=str)
+def test_a_network_is_one_launch(call: Call) -> None:
+    with emulated():
+        evaluate(call.run, call.inputs(), {})
+        assert emulated_launches() == 1
 
 
 def test_opcheck() -> None:

@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "networks": {"nn", "ops", "spaces"},
     "nn": {"ops", "spaces"},
     "spaces": set(),
-    "data": set(),
+    "data": {"ops"},
     "ops": {"_version"},
     "_version": set(),
 }

@@ -1,0 +1,31 @@
+#include "sgd.cuh"
+
+namespace cwkernels {
+
+CudaScratch sgd_cuda_scratch(const SgdParams& p) {
+  CudaScratch scratch;
+  for (int64_t i = 0; i < p.target_count; ++i) {
+    const SgdTarget& target = p.targets[i];
+    const int64_t bytes = target.row_size * (target.double_precision ? 8 : 4);
+    for (int64_t u = 0; u < target.move_count; ++u) {
+      if (target.moves[u].count > kSgdEntries && bytes > scratch.bytes) scratch.bytes = bytes;
+    }
+  }
+  return scratch;
+}
+
+int sgd_cuda(const SgdParams& p, void* stream) {
+  SgdLaunches<float> floats(p, stream);
+  SgdLaunches<double> doubles(p, stream);
+  for (int64_t i = 0; i < p.target_count; ++i) {
+    if (p.targets[i].double_precision) {
+      doubles.add(p.targets[i]);
+    } else {
+      floats.add(p.targets[i]);
+    }
+  }
+  const int error = floats.run();
+  return error != 0 ? error : doubles.run();
+}
+
+}  // namespace cwkernels

@@ -1,0 +1,90 @@
+"""Planted bugs of the kernels around a step: update_statistics, sgd, batch."""
+
+from mutant import Mutant
+
+_STATISTICS = "csrc/ops/update_statistics.cuh"
+_STATISTICS_TESTS = ("tests/ops/test_update_statistics.py", "-k", "emulated")
+_SGD = "csrc/ops/sgd.cuh"
+_SGD_TESTS = ("tests/ops/test_sgd.py", "-k", "emulated")
+_BATCH = "csrc/ops/batch.cuh"
+_BATCH_TESTS = ("tests/ops/test_batch.py", "-k", "emulated")
+
+MUTANTS = (
+    Mutant(
+        "biased running variance",
+        _STATISTICS,
+        "factor, norm.unbias);",
+        "factor, MUTANT ? 1 : norm.unbias);",
+        _STATISTICS_TESTS,
+    ),
+    Mutant(
+        "a counter written while others still read it",
+        _STATISTICS,
+        "+ 1;\n    sync_block();",
+        "+ 1;\n    if (!MUTANT) sync_block();",
+        _STATISTICS_TESTS,
+    ),
+    Mutant(
+        "statistics of the first architecture for all",
+        _STATISTICS,
+        "measured += norm.statistics_stride",
+        "measured += MUTANT ? 0 : norm.statistics_stride",
+        _STATISTICS_TESTS,
+    ),
+    Mutant(
+        "statistics of the first launch's architectures in the second",
+        _STATISTICS,
+        "(target.statistics) + first * target.statistics_stride",
+        "(target.statistics) + (MUTANT ? 0 : first) * target.statistics_stride",
+        _STATISTICS_TESTS,
+    ),
+    Mutant(
+        "the last gradient of a repeated row forgotten",
+        _SGD,
+        "for (int e = 0; e < move.count; ++e) {",
+        "for (int e = 0; e < move.count - (MUTANT && move.count > 1); ++e) {",
+        _SGD_TESTS,
+    ),
+    Mutant(
+        "rows that share their momentum moved at the same time",
+        _SGD,
+        "const bool follows = moves_ > 0 &&",
+        "const bool follows = !MUTANT && moves_ > 0 &&",
+        _SGD_TESTS,
+    ),
+    Mutant(
+        "gradients of the launch before forgotten",
+        _SGD,
+        "move.continued = continued;",
+        "move.continued = continued && !MUTANT;",
+        _SGD_TESTS,
+    ),
+    Mutant(
+        "weight decay without weight decay",
+        _SGD,
+        "if (decay != T(0))",
+        "if (decay != T(0) || MUTANT)",
+        _SGD_TESTS,
+    ),
+    Mutant(
+        "mirrored images shifted to the other side",
+        _BATCH,
+        "flip ? p.width - 1 - column",
+        "flip ? p.width - 1 - (MUTANT ? p.width - 1 - column : column)",
+        _BATCH_TESTS,
+    ),
+    Mutant(
+        "black that is not normalised",
+        _BATCH,
+        "values[k] = exists ? value",
+        "values[k] = MUTANT && !inside ? 0 : exists ? value",
+        _BATCH_TESTS,
+    ),
+    Mutant(
+        "a wide store that runs over the end of a row",
+        _BATCH,
+        "if (++x == p.width) x = 0, ++y;",
+        "if (++x == p.width + MUTANT) x = 0, ++y;",
+        _BATCH_TESTS,
+    ),
+)
