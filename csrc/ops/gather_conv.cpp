@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../binding/checks.h"
 #include "../binding/cpu.h"
 #include "../binding/images.h"
 #include "../binding/registration.h"
+#include "../binding/stream.h"
 
 namespace cwkernels {
 namespace {
@@ -94,9 +96,14 @@ GatherConvParams prepare(const Convolution& conv, ConvPass pass, const Tensor& i
   return params;
 }
 
+struct OnCpu {
+  void operator()(GatherConvParams& params) const { CWK_RUN_CPU(gather_conv, params); }
+};
+
 // dense_grad is for autograd, which reads it from the call.
-Tensor forward(const Tensor& images, const Tensor& weight, const Tensor& rows, int64_t stride,
-               int64_t groups, bool /*dense_grad*/, bool winograd) {
+template <class Run>
+Tensor forward(const Run& run, const Tensor& images, const Tensor& weight, const Tensor& rows,
+               int64_t stride, int64_t groups, bool winograd) {
   const Convolution conv =
       check_weight("gather_conv", images, weight, rows, stride, groups, winograd);
   const int64_t channels = images.size(2);
@@ -111,11 +118,12 @@ Tensor forward(const Tensor& images, const Tensor& weight, const Tensor& rows, i
   GatherConvParams params = prepare(conv, ConvPass::forward, input, output);
   params.weight = weight.const_data_ptr();
   params.rows = static_cast<const int64_t*>(rows.const_data_ptr());
-  if (output.numel() > 0) CWK_RUN_CPU(gather_conv, params);
+  if (output.numel() > 0) run(params);
   return output;
 }
 
-Tensor backward_input(const Tensor& grad, const Tensor& weight, const Tensor& rows,
+template <class Run>
+Tensor backward_input(const Run& run, const Tensor& grad, const Tensor& weight, const Tensor& rows,
                       std::vector<int64_t> input_shape, int64_t stride, int64_t groups,
                       bool winograd) {
   const char* name = "gather_conv_backward_input";
@@ -138,7 +146,7 @@ Tensor backward_input(const Tensor& grad, const Tensor& weight, const Tensor& ro
   GatherConvParams params = prepare(conv, ConvPass::backward_input, input, output);
   params.weight = weight.const_data_ptr();
   params.rows = static_cast<const int64_t*>(rows.const_data_ptr());
-  CWK_RUN_CPU(gather_conv, params);
+  run(params);
   return input;
 }
 
@@ -158,7 +166,8 @@ std::tuple<Tensor, std::vector<int64_t>> distinct(const Tensor& rows) {
   return {result, slots};
 }
 
-std::tuple<Tensor, Tensor> backward_weight(const Tensor& grad, const Tensor& images,
+template <class Run>
+std::tuple<Tensor, Tensor> backward_weight(const Run& run, const Tensor& grad, const Tensor& images,
                                            const Tensor& rows, int64_t kernel_size, int64_t stride,
                                            int64_t groups, bool winograd) {
   const char* name = "gather_conv_backward_weight";
@@ -183,9 +192,67 @@ std::tuple<Tensor, Tensor> backward_weight(const Tensor& grad, const Tensor& ima
   params.weight_grad = values.mutable_data_ptr();
   params.slots = slots.data();
   params.slot_count = unique.numel();
-  if (values.numel() > 0) CWK_RUN_CPU(gather_conv, params);
+  if (values.numel() > 0) run(params);
   return {unique, values};
 }
+
+Tensor gather_conv_cpu(const Tensor& images, const Tensor& weight, const Tensor& rows,
+                       int64_t stride, int64_t groups, bool /*dense_grad*/, bool winograd) {
+  return forward(OnCpu{}, images, weight, rows, stride, groups, winograd);
+}
+Tensor backward_input_cpu(const Tensor& grad, const Tensor& weight, const Tensor& rows,
+                          std::vector<int64_t> input_shape, int64_t stride, int64_t groups,
+                          bool winograd) {
+  return backward_input(OnCpu{}, grad, weight, rows, std::move(input_shape), stride, groups,
+                        winograd);
+}
+std::tuple<Tensor, Tensor> backward_weight_cpu(const Tensor& grad, const Tensor& images,
+                                               const Tensor& rows, int64_t kernel_size,
+                                               int64_t stride, int64_t groups, bool winograd) {
+  return backward_weight(OnCpu{}, grad, images, rows, kernel_size, stride, groups, winograd);
+}
+
+#if CWK_WITH_CUDA
+// Rows stay on the CPU: the launches carry them.
+class OnGpu {
+ public:
+  OnGpu(const char* operation, const Tensor& on, const Tensor& rows)
+      : call_(operation, on), on_(on) {
+    CWK_CHECK(rows.is_cpu(), operation, "rows", "a tensor on the CPU", "one on another device");
+  }
+
+  void operator()(GatherConvParams& params) const {
+    const Tensor scratch = device_scratch(on_, gather_conv_cuda_workspace(params));
+    params.workspace = scratch.mutable_data_ptr();
+    call_.check(gather_conv_cuda(params, call_.stream()));
+  }
+
+ private:
+  GpuCall call_;
+  Tensor on_;
+};
+
+Tensor gather_conv_gpu(const Tensor& images, const Tensor& weight, const Tensor& rows,
+                       int64_t stride, int64_t groups, bool /*dense_grad*/, bool winograd) {
+  const OnGpu run("gather_conv", images, rows);
+  check_same_device("gather_conv", "weight", weight, images);
+  return forward(run, images, weight, rows, stride, groups, winograd);
+}
+Tensor backward_input_gpu(const Tensor& grad, const Tensor& weight, const Tensor& rows,
+                          std::vector<int64_t> input_shape, int64_t stride, int64_t groups,
+                          bool winograd) {
+  const OnGpu run("gather_conv_backward_input", grad, rows);
+  check_same_device("gather_conv_backward_input", "weight", weight, grad);
+  return backward_input(run, grad, weight, rows, std::move(input_shape), stride, groups, winograd);
+}
+std::tuple<Tensor, Tensor> backward_weight_gpu(const Tensor& grad, const Tensor& images,
+                                               const Tensor& rows, int64_t kernel_size,
+                                               int64_t stride, int64_t groups, bool winograd) {
+  const OnGpu run("gather_conv_backward_weight", grad, rows);
+  check_same_device("gather_conv_backward_weight", "input", images, grad);
+  return backward_weight(run, grad, images, rows, kernel_size, stride, groups, winograd);
+}
+#endif
 
 }  // namespace
 }  // namespace cwkernels
@@ -203,7 +270,15 @@ CWK_SCHEMAS(m) {
 }
 
 CWK_CPU_FUNCTIONS(m) {
-  m.impl("gather_conv", TORCH_BOX(&cwkernels::forward));
-  m.impl("gather_conv_backward_input", TORCH_BOX(&cwkernels::backward_input));
-  m.impl("gather_conv_backward_weight", TORCH_BOX(&cwkernels::backward_weight));
+  m.impl("gather_conv", TORCH_BOX(&cwkernels::gather_conv_cpu));
+  m.impl("gather_conv_backward_input", TORCH_BOX(&cwkernels::backward_input_cpu));
+  m.impl("gather_conv_backward_weight", TORCH_BOX(&cwkernels::backward_weight_cpu));
 }
+
+#if CWK_WITH_CUDA
+CWK_GPU_FUNCTIONS(m) {
+  m.impl("gather_conv", TORCH_BOX(&cwkernels::gather_conv_gpu));
+  m.impl("gather_conv_backward_input", TORCH_BOX(&cwkernels::backward_input_gpu));
+  m.impl("gather_conv_backward_weight", TORCH_BOX(&cwkernels::backward_weight_gpu));
+}
+#endif

@@ -46,8 +46,15 @@ struct GatherConvParams {
   int64_t slot_count;  // U
 
   Parallel parallel;  // CPU only
-  void* workspace;    // CPU only: gather_conv_workspace(params) bytes, 64-byte aligned
+  void* workspace;    // gather_conv_workspace(params) bytes, 64-byte aligned; on a GPU
+                      // gather_conv_cuda_workspace(params) bytes
 };
+
+// Bytes of scratch on the device.
+int64_t gather_conv_cuda_workspace(const GatherConvParams& params);
+// Launches on `stream`, a cudaStream_t; rows and slots are read on the host, before it returns.
+// Returns the launches' cudaError_t.
+int gather_conv_cuda(const GatherConvParams& params, void* stream);
 
 }  // namespace cwkernels
 

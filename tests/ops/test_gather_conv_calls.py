@@ -18,6 +18,7 @@ from cwkernels.testing import (
     refused,
 )
 
+OPERATION = "gather_conv"
 GROUPS = pytest.mark.parametrize("groups", [1, 6])
 
 
