@@ -3,6 +3,7 @@
 
 #include "../parts/isa.h"
 #include "../parts/parallel.h"
+#include "../parts/scratch.h"
 
 // conv_norm: convolution of relu(normalise(input)), averaged 2 x 2 if asked, with its output's
 // statistics. Shape comments: A architectures, N images each, C input and K output channels, H x W
@@ -33,8 +34,16 @@ struct ConvNormParams {
   bool winograd;          // 3 x 3 convolutions may run by Winograd's method (precision "high")
   bool double_precision;  // all tensors are float64, otherwise float32
   Parallel parallel;      // CPU only
-  void* workspace;        // CPU only: conv_norm_workspace(params) bytes, 64-byte aligned
+  void* workspace;        // conv_norm_workspace(params) bytes, 64-byte aligned; on a GPU those of
+                          // conv_norm_cuda_scratch(params)
+  unsigned* tickets;      // GPU only: likewise
 };
+
+// On `stream`, a cudaStream_t. They return the launches' cudaError_t.
+CudaScratch conv_norm_cuda_scratch(const ConvNormParams& params);
+int conv_norm_cuda(const ConvNormParams& params, void* stream);
+CudaScratch conv_norm_backward_cuda_scratch(const ConvNormParams& params);
+int conv_norm_backward_cuda(const ConvNormParams& params, void* stream);
 
 }  // namespace cwkernels
 

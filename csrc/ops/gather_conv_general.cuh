@@ -174,9 +174,10 @@ __global__ void __launch_bounds__(kConvGeneralThreads)
   }
 }
 
-// Architectures `first` to `first + count` of a call.
-inline GatherConvLaunch gather_conv_part(const GatherConvParams& p, int64_t first) {
-  GatherConvLaunch launch{p, first, min(p.architectures - first, kGatherConvMost), 0, {}};
+// The architectures of a call from `first` on, `most` of them.
+inline GatherConvLaunch gather_conv_part(const GatherConvParams& p, int64_t first,
+                                         int64_t most = kGatherConvMost) {
+  GatherConvLaunch launch{p, first, min(p.architectures - first, most), 0, {}};
   const int64_t* chosen = p.pass == ConvPass::backward_weight ? p.slots : p.rows;
   for (int64_t a = 0; a < launch.count; ++a) {
     launch.chosen[a] = chosen[first + a];
@@ -187,6 +188,15 @@ inline GatherConvLaunch gather_conv_part(const GatherConvParams& p, int64_t firs
     launch.opens |= static_cast<uint64_t>(opens) << a;
   }
   return launch;
+}
+
+// Runs f for the architectures of one launch after the other; returns the first error.
+template <class F>
+int for_each_part(const GatherConvParams& params, const F& f) {
+  for (int64_t first = 0; first < params.architectures; first += kGatherConvMost) {
+    if (const int error = f(gather_conv_part(params, first))) return error;
+  }
+  return 0;
 }
 
 inline int64_t conv_blocks(int64_t work, int64_t per_block) {
