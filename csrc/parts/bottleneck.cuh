@@ -11,17 +11,25 @@ namespace cwkernels {
 
 // Architectures whose choices fit into a kernel's params, beside the rest of BottleneckLaunch.
 constexpr int kBottleneckGroup = 32;
-// Channels whose statistics one block sums.
-constexpr int kBottleneckRun = 32;
 
 struct BottleneckPick {
   int64_t row;
-  int64_t slot;       // of its row, among the distinct ones of its banks
-  int64_t kept;       // elements of `kept` before its own
-  int64_t index;      // among all architectures of the call
-  int32_t blocks[3];  // by place: those that share the pixels of a run of channels
+  int64_t slot;             // of its row, among the distinct ones of its banks
+  int64_t kept;             // elements of `kept` before its own
+  int64_t index;            // among all architectures of the call
+  int32_t blocks[3];        // by place: those that share the pixels of a run of channels
+  int32_t weight_parts[3];  // by place: ranges of pixels whose gradients of the weights are apart
   int32_t code;
   bool again;  // a group before this one read the same row of the same banks
+};
+
+// How the depthwise convolution's outputs are cut into tiles: `rows` x `columns` pixels of `images`
+// images, and what a tile reads of each.
+struct DepthwiseTiles {
+  int images, rows, columns;
+  int source_rows, source_columns;
+  int across, down;  // tiles of an image
+  int64_t count;
 };
 
 // A group, by value. `call.selection` and `call.slots` are the host's and not read on the device.
@@ -39,7 +47,10 @@ struct BottleneckLaunch {
   unsigned* tickets;        // [count][3][partial_tickets], zeros
   void* weight_partials;    // [count][3][weight_elements]
   int64_t partial_bytes, partial_tickets, weight_elements;
-  int64_t weight_blocks;  // of a place's weight gradient, at most
+  int run[3];                    // by place: channels whose sums over pixels are those of one block
+  int64_t input_gradient_depth;  // most channels of what the images' gradient is made of
+  DepthwiseTiles filter_tiles[2];    // of each candidate: of its outputs, and of its inputs, whose
+  DepthwiseTiles gradient_tiles[2];  // gradients they are
 };
 static_assert(sizeof(BottleneckLaunch) <= 4096, "the most that a kernel takes by value");
 
@@ -160,11 +171,12 @@ struct BottleneckChoice {
     const int64_t at = place_in_group * 3 + place;
     return {
         reinterpret_cast<Value*>(static_cast<char*>(launch.partials) + at * launch.partial_bytes),
-        launch.tickets + at * launch.partial_tickets, blocks(place), kBottleneckRun};
+        launch.tickets + at * launch.partial_tickets, blocks(place), launch.run[place]};
   }
   template <class Value>
   __device__ Value sum(int place, int64_t channel) const {
-    return partials<Value>(place).sum(channel / kBottleneckRun, channel % kBottleneckRun);
+    const int64_t run = launch.run[place];
+    return partials<Value>(place).sum(channel / run, channel % run);
   }
 
   // Hidden channels of the widest candidate.
@@ -206,6 +218,15 @@ struct BottleneckChoice {
       statistics(place)[c] = own.mean;
       statistics(place)[statistics_width() + c] = own.variance();
     }
+  }
+
+  // Gradients of a place's weights over one of weight_parts(place) ranges of pixels.
+  __device__ int64_t weight_parts(int place) const {
+    return launch.picks[place_in_group].weight_parts[place];
+  }
+  __device__ T* weight_partial(int place, int64_t part) const {
+    return static_cast<T*>(launch.weight_partials) +
+           (place_in_group * 3 + place) * launch.weight_elements + part * weight_size(place);
   }
 
   // Channel by channel, a function of the pixel: the result of a batch norm, rectified; and the

@@ -14,7 +14,7 @@ constexpr int kGeneralValues = kGeneralTile / kGeneralRows;
 // Rows of a tile in shared memory are an odd number of words apart, so that a warp reads a column
 // without conflicts.
 constexpr int kGeneralPitch = kGeneralTile + 1;
-static_assert(kGeneralTile == kBottleneckRun && kGeneralTile == kWarp);
+static_assert(kGeneralTile == kWarp);
 static_assert(kGeneralThreads == kGeneralRows * kWarp);
 
 // [begin, end) of rows or columns.
@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
 // architectures).
 template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
-    bottleneck_finish_general(const __grid_constant__ BottleneckLaunch launch) {
+    bottleneck_finish(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
   const BottleneckChoice<T> choice(launch, blockIdx.z);
   const int64_t channels = choice.p.output_channels;

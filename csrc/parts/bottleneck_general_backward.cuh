@@ -30,7 +30,7 @@ struct GeneralSums {
 // architectures).
 template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
-    bottleneck_output_sums_general(const __grid_constant__ BottleneckLaunch launch) {
+    bottleneck_output_sums(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
   const BottleneckChoice<T> choice(launch, blockIdx.z);
   if (!general_works(choice, 2)) return;
@@ -213,32 +213,6 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
 
 // --- Weights -------------------------------------------------------------------------------------
 
-// How the gradient of one place's weights is shared: tiles of the result, each summed over `parts`
-// ranges of pixels by a block each.
-struct WeightTiles {
-  int64_t across, tiles, parts;
-};
-
-// Blocks for two on a processor, each with at least 256 pixels.
-constexpr int64_t kWeightPixels = 256;
-
-template <class T>
-__host__ __device__ WeightTiles weight_tiles(const BottleneckChoice<T>& choice, int place) {
-  const int64_t across = place == 1 ? 1 : ceil_div(choice.depth(place), kGeneralTile);
-  const int64_t tiles = across * ceil_div(choice.channels(place), kGeneralTile);
-  const int64_t wanted = ceil_div(choice.output_pixels, kWeightPixels);
-  int64_t parts = choice.launch.weight_blocks / tiles;
-  parts = parts < wanted ? parts : wanted;
-  return {across, tiles, parts > 1 ? parts : 1};
-}
-
-template <class T>
-__device__ T* weight_partial(const BottleneckChoice<T>& choice, int place, int64_t part) {
-  return static_cast<T*>(choice.launch.weight_partials) +
-         (choice.place_in_group * 3 + place) * choice.launch.weight_elements +
-         part * choice.weight_size(place);
-}
-
 // A tile of a pointwise convolution's weights: channels that it gives x channels that it reads.
 template <class T, class Source>
 __device__ void pointwise_weight_tile(const BottleneckChoice<T>& choice, int place,
@@ -283,14 +257,15 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
   const BottleneckChoice<T> choice(launch, blockIdx.z);
   const int place = static_cast<int>(blockIdx.y);
   if (!choice.runs(place)) return;
-  const WeightTiles shares = weight_tiles(choice, place);
-  const int64_t tile = blockIdx.x % shares.tiles, part = blockIdx.x / shares.tiles;
-  if (part >= shares.parts) return;
-  const int64_t pixels = choice.pixels(place);
-  const Range own{pixels * part / shares.parts, pixels * (part + 1) / shares.parts};
-  const Range rows{tile / shares.across * kGeneralTile, choice.channels(place)};
-  const Range columns{tile % shares.across * kGeneralTile, choice.depth(place)};
-  T* to = weight_partial(choice, place, part);
+  const int64_t across = place == 1 ? 1 : ceil_div(choice.depth(place), kGeneralTile);
+  const int64_t tiles = across * ceil_div(choice.channels(place), kGeneralTile);
+  const int64_t tile = blockIdx.x % tiles, part = blockIdx.x / tiles;
+  const int64_t parts = choice.weight_parts(place), pixels = choice.pixels(place);
+  if (part >= parts) return;
+  const Range own{pixels * part / parts, pixels * (part + 1) / parts};
+  const Range rows{tile / across * kGeneralTile, choice.channels(place)};
+  const Range columns{tile % across * kGeneralTile, choice.depth(place)};
+  T* to = choice.weight_partial(place, part);
   const T* input = choice.input();
   const int64_t pitch = choice.p.input_channels;
   if (place == 1) {
@@ -343,13 +318,13 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
   const int64_t bank = choice.bank(place), at = choice.slot * choice.weight_size(place);
   const int64_t element = static_cast<int64_t>(blockIdx.x) * kGeneralThreads + threadIdx.x;
   if (launch.call.grad_weights[bank] && element < choice.weight_size(place)) {
-    const int64_t parts = weight_tiles(choice, place).parts;
+    const int64_t parts = choice.weight_parts(place);
     add_in_order(launch, first, static_cast<T*>(launch.call.grad_weights[bank]) + at + element,
                  [&](int64_t a) {
                    const BottleneckChoice<T> other(launch, a);
                    T sum = T(0);
                    for (int64_t part = 0; part < parts; ++part) {
-                     sum += weight_partial(other, place, part)[element];
+                     sum += other.weight_partial(place, part)[element];
                    }
                    return sum;
                  });
