@@ -1,3 +1,5 @@
+#include <torch/csrc/stable/ops.h>
+
 #include "../../csrc/binding/stream.h"
 #include "../../csrc/binding/workspace.h"
 #include "runtime.h"
@@ -13,8 +15,10 @@ void GpuCall::check(int error) const {
   STD_TORCH_CHECK(error == 0, operation_, ": cudaError ", error, ": ", emulator::take_error());
 }
 
-// Tensors of the emulator are small.
-void advise_huge_pages(void* /*data*/, int64_t /*bytes*/) {}
+// A GPU's tensors are torch's allocator's.
+Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return torch::stable::new_empty(like, sizes);
+}
 
 }  // namespace cwkernels
 
