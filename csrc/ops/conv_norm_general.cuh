@@ -277,7 +277,8 @@ __device__ void affine_gradients(const ConvNormPass<T, Sums<T>>& l, int64_t chun
 // Back through the normalisation, in place. A block merges its chunk's groups of partial sums, at
 // most 17 x 8 bytes a channel out of L2, and makes each channel's coefficients once.
 template <class T, int kLanes>
-__global__ void __launch_bounds__(kConvNormThreads) conv_norm_gradient(ConvNormPass<T, Sums<T>> l) {
+__global__ void __launch_bounds__(kConvNormThreads, 2)
+    conv_norm_gradient(ConvNormPass<T, Sums<T>> l) {
   wait_for_previous();
   Shared shared;
   const int width = l.columns * kLanes;
