@@ -12,7 +12,7 @@ CudaScratch input_gradient_scratch(const ConvNormParams& p) {
     return pass.partials.scratch(p.architectures * pass.chunks);
   };
   if (p.double_precision) return general(sums_pass<double>(p));
-  return conv_norm_is_tiled(p) ? input_gradient_tile_scratch(p) : general(sums_pass<float>(p));
+  return input_gradient_is_tiled(p) ? input_gradient_tile_scratch(p) : general(sums_pass<float>(p));
 }
 
 int64_t weight_offset(const ConvNormParams& p) {
@@ -22,7 +22,7 @@ int64_t weight_offset(const ConvNormParams& p) {
 template <class T>
 int input_gradient(const ConvNormParams& p, void* stream) {
   if (!p.grad_input) return 0;
-  if (!conv_norm_is_tiled(p)) return launch_input_gradient_general<T>(p, stream);
+  if (!input_gradient_is_tiled(p)) return launch_input_gradient_general<T>(p, stream);
   return p.winograd ? launch_input_gradient_tile<Tf32>(p, stream)
                     : launch_input_gradient_tile<Tf32x3>(p, stream);
 }

@@ -76,6 +76,7 @@ __device__ __forceinline__ int64_t thread_number() {
 template <class T>
 __global__ void __launch_bounds__(kConvNormThreads) conv_norm_forward_general(ConvNormParams p) {
   wait_for_previous();
+  allow_next();
   const LoadedSize size = loaded_size(p);
   const DenseElement at(thread_number(), size.output_height, size.output_width, p.output_channels);
   if (at.image >= p.architectures * p.images) return;
@@ -102,6 +103,7 @@ __global__ void __launch_bounds__(kConvNormThreads) conv_norm_forward_general(Co
 template <class T>
 __global__ void __launch_bounds__(kConvNormThreads) conv_norm_masked_general(ConvNormParams p) {
   wait_for_previous();
+  allow_next();
   const LoadedSize size = loaded_size(p);
   const DenseElement at(thread_number(), p.height, p.width, p.input_channels);
   if (at.image >= p.architectures * p.images) return;
@@ -137,6 +139,7 @@ __global__ void __launch_bounds__(kConvNormThreads) conv_norm_masked_general(Con
 template <class T>
 __global__ void __launch_bounds__(kConvNormThreads) conv_norm_weight_general(ConvNormParams p) {
   wait_for_previous();
+  allow_next();
   const LoadedSize size = loaded_size(p);
   const int64_t taps = p.kernel_size, pad = taps / 2;
   const int64_t weight = thread_number() / kWarp;
@@ -200,6 +203,7 @@ template <class T>
 __global__ void __launch_bounds__(kConvNormThreads)
     conv_norm_measure(ConvNormPass<T, Moments<T>> l) {
   wait_for_previous();
+  allow_next();
   constexpr int kValues = 8;
   Shared shared;
   int* last = shared.take<int>(1);
@@ -236,6 +240,7 @@ __global__ void __launch_bounds__(kConvNormThreads)
 template <class T>
 __global__ void __launch_bounds__(kConvNormThreads) conv_norm_sums(ConvNormPass<T, Sums<T>> l) {
   wait_for_previous();
+  allow_next();
   Shared shared;
   int* last = shared.take<int>(1);
   Sums<T>* values = shared.take<Sums<T>>(kConvNormThreads);
@@ -280,6 +285,7 @@ template <class T, int kLanes>
 __global__ void __launch_bounds__(kConvNormThreads, 2)
     conv_norm_gradient(ConvNormPass<T, Sums<T>> l) {
   wait_for_previous();
+  allow_next();
   Shared shared;
   const int width = l.columns * kLanes;
   NormBackward<T>* coefficients = shared.take<NormBackward<T>>(static_cast<size_t>(width));

@@ -64,6 +64,7 @@ template <class Precision, class Split, class Load>
 __global__ void __launch_bounds__(Split::kThreads, Split::kResident)
     conv_norm_tile(ConvNormTile t) {
   wait_for_previous();
+  allow_next();
   const ConvNormPlace<Split> at(t);
   const int output = static_cast<int>(at.chunk) * Split::kOutputs;
   Shared shared;
@@ -116,80 +117,85 @@ __global__ void __launch_bounds__(Split::kThreads, Split::kResident)
       });
 }
 
-// The gradient of a loaded pixel goes back through the average and the ReLU, to the pixels of the
-// input that it came from. Those of an odd last row or column came to nothing and get zeros from
-// the last loaded pixel before them.
+// The gradient of a loaded pixel goes back through the ReLU, and adds to the sums of the batch
+// norm's backward pass.
 template <class Split>
 struct StoreMasked {
-  const float* input;  // of the first pixel
+  const float* input;  // null: there is no such output
   float* gradient;
-  int rows, columns;  // 0: there is no such output
-  int divisor, channels;
-  int64_t row;  // of the input, in values
-  bool relu;
   const Norm<float>* norm;
+  bool relu;
   Sums<float> (&gathered)[Split::kN][2];
 
   __device__ __forceinline__ void operator()(int j, int n, float left, float right) const {
-    const float share = divisor == 2 ? 0.25f : 1.0f;
-    for (int y = 0; y < rows; ++y) {
-      for (int x = 0; x < columns; ++x) {
-        const bool read = y < divisor && x < divisor;
-        const int64_t at = y * row + x * channels + n;
-        Lanes<float, 2> grad{{read ? left * share : 0.0f, read ? right * share : 0.0f}};
-        if (norm || relu) pass(j, n, load_lanes<2>(input + at), grad);
-        store_lanes(gradient + at, grad);
+    if (!input) return;
+    Lanes<float, 2> grad{{left, right}};
+    if (norm || relu) {
+      const Lanes<float, 2> raw = load_lanes<2>(input + n);
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float value = norm ? norm[n + e](raw[e]) : raw[e];
+        if (relu && value <= 0.0f) grad[e] = 0.0f;
+        if (!norm) continue;
+        Sums<float>& own = gathered[j][e];
+        own = own.merged({grad[e], grad[e] * (raw[e] - norm[n + e].mean)});
       }
     }
+    store_lanes(gradient + n, grad);
   }
+};
 
-  __device__ __forceinline__ void pass(int j, int n, const Lanes<float, 2>& raw,
-                                       Lanes<float, 2>& grad) const {
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const float value = norm ? norm[n + e](raw[e]) : raw[e];
-      if (relu && value <= 0.0f) grad[e] = 0.0f;
-      if (!norm) continue;
-      Sums<float>& own = gathered[j][e];
-      own = own.merged({grad[e], grad[e] * (raw[e] - norm[n + e].mean)});
+// Or through the average, to the 2 x 2 pixels that it came from. Those of an odd last row or column
+// came to nothing and get zeros from the last loaded pixel before them.
+struct StoreSpread {
+  float* gradient;    // of the first pixel
+  int rows, columns;  // 0: there is no such output
+  int64_t row;        // of the input, in values
+  int channels;
+
+  __device__ __forceinline__ void operator()(int /*fragment*/, int n, float left,
+                                             float right) const {
+    for (int y = 0; y < rows; ++y) {
+      for (int x = 0; x < columns; ++x) {
+        const float share = y < 2 && x < 2 ? 0.25f : 0.0f;
+        store_lanes(gradient + y * row + x * channels + n,
+                    Lanes<float, 2>{{left * share, right * share}});
+      }
     }
   }
 };
 
 // For an output of a tile of gradients; `first` is where the architecture and its chunk begin.
-template <class Split>
-__device__ __forceinline__ StoreMasked<Split> store_masked(const ConvNormTile& t,
-                                                           const ConvPart& part,
-                                                           const TilePlace& tile, int pixel,
-                                                           int64_t first, const Norm<float>* norm,
-                                                           Sums<float> (&gathered)[Split::kN][2]) {
+template <bool kPooled, class Split>
+__device__ __forceinline__ auto store_gradient(const ConvNormTile& t, const ConvPart& part,
+                                               const TilePlace& tile, int pixel, int64_t first,
+                                               const Norm<float>* norm,
+                                               Sums<float> (&gathered)[Split::kN][2]) {
+  constexpr int kDivisor = kPooled ? 2 : 1;
   TilePlace own;
   const bool there = output_place(part.tiles, tile, pixel, &own);
-  const int divisor = static_cast<int>(t.size.divisor);
   const int y = own.y * part.step + part.y, x = own.x * part.step + part.x;
   const int64_t row = t.p.width * t.outputs;
-  const int64_t at = first + (own.image * t.p.height + y * divisor) * row +
-                     static_cast<int64_t>(x) * divisor * t.outputs;
-  const int rows = y + 1 < t.size.height ? divisor : static_cast<int>(t.p.height) - y * divisor;
-  const int columns = x + 1 < t.size.width ? divisor : static_cast<int>(t.p.width) - x * divisor;
-  return {static_cast<const float*>(t.p.input) + at,
-          static_cast<float*>(t.p.grad_input) + at,
-          there ? rows : 0,
-          columns,
-          divisor,
-          t.outputs,
-          row,
-          t.p.relu,
-          norm,
-          gathered};
+  const int64_t at = first + (own.image * t.p.height + y * kDivisor) * row +
+                     static_cast<int64_t>(x) * kDivisor * t.outputs;
+  float* gradient = static_cast<float*>(t.p.grad_input) + at;
+  if constexpr (kPooled) {
+    const int rows = y + 1 < t.size.height ? 2 : static_cast<int>(t.p.height) - 2 * y;
+    const int columns = x + 1 < t.size.width ? 2 : static_cast<int>(t.p.width) - 2 * x;
+    return StoreSpread{gradient, there ? rows : 0, columns, row, t.outputs};
+  } else {
+    const float* input = static_cast<const float*>(t.p.input) + at;
+    return StoreMasked<Split>{there ? input : nullptr, gradient, norm, t.p.relu, gathered};
+  }
 }
 
 // The gradient of the input up to its normalisation, with the two sums of the batch norm's backward
 // pass; persistent blocks as above.
-template <class Precision, class Split>
+template <class Precision, class Split, bool kPooled>
 __global__ void __launch_bounds__(Split::kThreads, Split::kResident)
     conv_norm_masked_tile(ConvNormTile t) {
   wait_for_previous();
+  allow_next();
   const ConvNormPlace<Split> at(t);
   const int output = static_cast<int>(at.chunk) * Split::kOutputs;
   Shared shared;
@@ -216,7 +222,7 @@ __global__ void __launch_bounds__(Split::kThreads, Split::kResident)
         static_cast<int>(t.size.output_width), output, load, source, weights, &part == before);
     before = &part;
     hand_out<Split>(sums, [&](int pixel) {
-      return store_masked<Split>(t, part, tile, pixel, first, norm, gathered);
+      return store_gradient<kPooled, Split>(t, part, tile, pixel, first, norm, gathered);
     });
   }
   if (!t.p.statistics) return;
@@ -335,13 +341,23 @@ inline CudaScratch forward_tile_scratch(const ConvNormParams& p) {
   });
 }
 
+// An average is not normalised or rectified before.
+inline bool input_gradient_is_tiled(const ConvNormParams& p) {
+  return conv_norm_is_tiled(p) && (!p.pool || (!p.relu && !p.statistics));
+}
+
 template <class Precision>
 int launch_input_gradient_tile(const ConvNormParams& p, void* stream) {
   const ConvNormTile t = make_conv_norm_tile(p, true);
+  if (p.pool) {
+    using Split = Tile16;
+    return launch_conv_norm_tile<Split, Sums<float>>(conv_norm_masked_tile<Precision, Split, true>,
+                                                     t, stream);
+  }
   return with_conv_norm_tile(t, [&](auto split) {
     using Split = decltype(split);
     const int error = launch_conv_norm_tile<Split, Sums<float>>(
-        conv_norm_masked_tile<Precision, Split>, t, stream);
+        conv_norm_masked_tile<Precision, Split, false>, t, stream);
     if (error != 0 || !p.statistics) return error;
     const Partials<Sums<float>> partials = conv_norm_partials<Split, Sums<float>>(t);
     const ConvNormPass<float, Sums<float>> pass{p,

@@ -19,8 +19,10 @@ struct ConvNormWeight {
 // Grid: (blocks x chunks of outputs x chunks of inputs, architectures), 256 threads: what
 // gather_conv_weight_tile is, with the normalised input.
 template <class Precision, class Split, class Load>
-__global__ void __launch_bounds__(Split::kThreads, 2) conv_norm_weight_tile(ConvNormWeight t) {
+__global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kProducts))
+    conv_norm_weight_tile(ConvNormWeight t) {
   wait_for_previous();
+  allow_next();
   Shared shared;
   float* gradients = shared.take<float>(static_cast<size_t>(t.values));
   int* table = shared.take<int>(Split::kPixels);

@@ -60,6 +60,7 @@ template <class Precision, class Split, bool kTransposed>
 __global__ void __launch_bounds__(Split::kThreads, Split::kResident)
     gather_conv_tile(GatherTileParams p) {
   wait_for_previous();
+  allow_next();
   const int chunks = p.outputs / Split::kOutputs;
   int64_t number = blockIdx.x / chunks;
   const ConvPart& part = p.all.part_of(&number);

@@ -24,9 +24,10 @@ struct GatherWeightParams {
 // table. A warp's step of 8 pixels reads 4 + 36 values a lane for 18 mma: bound by shared memory,
 // at half of what the matrix units do.
 template <class Precision, class Split>
-__global__ void __launch_bounds__(Split::kThreads, 2)
+__global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kProducts))
     gather_conv_weight_tile(GatherWeightParams p) {
   wait_for_previous();
+  allow_next();
   Shared shared;
   float* gradients = shared.take<float>(static_cast<size_t>(p.values));
   int* table = shared.take<int>(Split::kPixels);

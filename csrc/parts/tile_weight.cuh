@@ -19,6 +19,9 @@ struct WeightSplit {
   static constexpr int kPixels = 128;
   static constexpr int kThreads = kWarpsM * kWarpsN * kWarpsP * kWarp;
   static constexpr int kFragments = kTaps * kM * kN;
+  // Blocks on a processor that the registers are to allow: 72 sums and split operands leave room
+  // for one.
+  static constexpr int resident(int products) { return kFragments >= 18 && products > 1 ? 1 : 2; }
   static_assert(kOutputStride % 16 == 8 && kInputStride % 16 == 8, "conflicts of banks");
 
   struct Sums {
@@ -183,6 +186,7 @@ constexpr int kWeightSumValues = kWeightSumThreads / kWeightSumSlices;
 template <class T>
 __global__ void __launch_bounds__(kWeightSumThreads) weight_sum_kernel(WeightSum<T> p) {
   wait_for_previous();
+  allow_next();
   Shared shared;
   T* slices = shared.take<T>(kWeightSumThreads);
   const int own = static_cast<int>(threadIdx.x) % kWeightSumValues;

@@ -31,8 +31,8 @@ MUTANTS = (
     Mutant(
         "a gradient for the odd row that the average drops",
         _KERNEL,
-        "const bool read = y < divisor && x < divisor;",
-        "const bool read = (y < divisor && x < divisor) || MUTANT;",
+        "const float share = y < 2 && x < 2 ? 0.25f : 0.0f;",
+        "const float share = (y < 2 && x < 2) || MUTANT ? 0.25f : 0.0f;",
         _CLOSE,
     ),
     Mutant(

@@ -52,6 +52,7 @@ CASES = (
     Case("narrow", (3, 7, 9, 6), 48),
     Case("narrow_1x1_stride_2", (3, 4, 9, 6), 16, 1, stride=2, pool=True),
     Case("tiles_of_odd_pool", (2, 2, 16, 9, 11), 32, pool=True),
+    Case("tiles_of_odd_average", (2, 2, 16, 9, 11), 32, norm="none", relu=False, pool=True),
     Case("tiles_at_stride_2", (2, 32, 9, 8), 64, norm="plain", stride=2),
     Case("tiles_of_two_architectures", (2, 3, 48, 5, 6), 16, training=False),
     Case("odd_pool", pool=True, stride=2),
