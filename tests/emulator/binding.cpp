@@ -1,3 +1,5 @@
+#include <torch/csrc/stable/ops.h>
+
 #include "../../csrc/binding/stream.h"
 #include "../../csrc/binding/workspace.h"
 #include "runtime.h"
@@ -15,6 +17,10 @@ void GpuCall::check(int error) const {
 
 // Tensors of the emulator are small.
 void advise_huge_pages(void* /*data*/, int64_t /*bytes*/) {}
+
+Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return torch::stable::new_empty(like, sizes);
+}
 
 }  // namespace cwkernels
 
