@@ -50,12 +50,11 @@ struct StorePair {
   }
 };
 
-// Grid: (tiles x chunks of kOutputs channels, architectures), 256 threads. Shared memory for
-// a 3 x 3 window and 64 outputs: 180 source pixels of 8 x 16 outputs, 14.4 KB, and 9 taps, 46.2 KB:
-// two blocks on a processor of an A100, three on an H100's. For every 16 channels a block
-// reads 11.5 KB of pixels and 36.9 KB of weights (from L2: every tile reads the same) and
-// multiplies for 4,608 mma of 1,024 products, 128 x 64 x 144: 96 flop for each byte that comes from
-// L2.
+// Grid: (tiles x chunks of kOutputs channels, architectures), 256 threads. Shared memory for a 3 x
+// 3 window and 64 outputs: 180 source pixels of 8 x 16 outputs, 14.1 KB, and 9 taps, 45.2 KB, so
+// that two blocks fit a processor, as the registers of tf32 let them. For every 16 channels a block
+// reads 11.5 KB of pixels and 36.9 KB of weights (from L2: every tile reads the same) and makes
+// 1,152 mma of 1,024 products, 128 x 64 x 144: 49 flop for each byte that comes from L2.
 template <class Precision, class Split, bool kTransposed>
 __global__ void __launch_bounds__(Split::kThreads, Split::kResident)
     gather_conv_tile(GatherTileParams p) {
@@ -112,7 +111,11 @@ inline bool gather_conv_is_tiled(const GatherConvParams& p) {
          tile_strides(p.input_strides) && tile_strides(p.output_strides);
 }
 
-static_assert(tile_bytes<Tile64>(180, 9) == 14464 + 46336, "the prose above gather_conv_tile");
+// What the prose above gather_conv_tile says.
+static_assert(tile_bytes<Tile64>(180, 9) == 14464 + 46336);
+static_assert(2 * (tile_bytes<Tile64>(180, 9) + 1024) <= 164 * 1024, "two blocks, on an A100 too");
+static_assert(Tile64::kPixels * Tile64::kOutputs * 9 * Tile64::kDepth == 1152 * 1024);
+static_assert(2 * 1152 * 1024 / (180 * 64 + 9 * 64 * 64) == 48, "48.8 flop a byte");
 
 inline GatherTileParams make_gather_tile(const GatherConvLaunch& part) {
   const GatherConvParams& p = part.conv;

@@ -42,7 +42,7 @@ struct Tf32 {
 // float32 by three products: a value is the sum of two of 11 bits, and what is left out is 2^-22 of
 // a product. The matrix units round toward zero when they add, a bias that grows with the number of
 // additions, so 8 products are summed by them from zero, the small ones first, and added to the
-// total as the CUDA cores round, to nearest.
+// total as the CUDA cores round, to nearest. An infinity has no finite rest: it becomes NaN.
 struct Tf32x3 {
   static constexpr int kProducts = 3;
 
