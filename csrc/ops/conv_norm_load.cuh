@@ -1,6 +1,6 @@
 #pragma once
 #include "../parts/tile.cuh"
-#include "conv_norm_general.cuh"
+#include "conv_norm_pass.cuh"
 
 // How the tiles of conv_norm read its tensors, four channels at a time.
 namespace cwkernels {
@@ -76,7 +76,7 @@ struct LoadNarrow : InputChannels {
     Four values{};
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      if (channel + e < channels) values[e] = one(load_constant(from + e), channel + e);
+      if (channel + e < channels) values[e] = one(from[e], channel + e);
     }
     return values;
   }

@@ -95,8 +95,7 @@ __device__ __forceinline__ void load_weights(const Window& window, const float* 
     if (!kTransposed && channel + in >= inner) return 0.0f;
     const int r = window.r + tap / window.columns * window.r_step;
     const int s = window.s + tap % window.columns * window.s_step;
-    return load_constant(first + (static_cast<int64_t>(out) * inner + in) * size * size + r * size +
-                         s);
+    return first[(static_cast<int64_t>(out) * inner + in) * size * size + r * size + s];
   };
   move_in_batches<float, kBatch>(taps * kOutputs * kDepth, read, [&](int i, float value) {
     const int tap = i % taps, in = i / taps % kInner, out = i / (taps * kInner);

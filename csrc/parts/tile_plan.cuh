@@ -58,29 +58,38 @@ inline Window gradient_window(int size, int stride, int row_parity, int column_p
   return {y.taps, x.taps, 1, y.top, x.top, y.first, y.step, x.first, x.step};
 }
 
-// Tiles of at most `pixels` outputs that read at most `source_pixels`: as square as the images
-// allow, and of several images where those are small.
+// The size of each of equal parts of at most `most`.
+inline int even_part(int64_t size, int64_t most) {
+  const int64_t parts = (size + most - 1) / most;
+  return static_cast<int>((size + parts - 1) / parts);
+}
+
+// The rows and columns of a tile: as square as the images allow, so that little of what it reads is
+// halo, and narrower where it would read too much.
+inline void choose_sides(const Window& window, int pixels, int source_pixels, Tiles* t) {
+  const auto reach = [&](int outputs, int taps) {
+    return (outputs - 1) * window.step + max(taps, 1);
+  };
+  for (int widest = 16; widest > 0; widest /= 2) {
+    t->columns = even_part(t->width, widest);
+    t->source_columns = reach(t->columns, window.columns);
+    for (int most = max(1, pixels / t->columns); most > 0; --most) {
+      t->rows = even_part(t->height, most);
+      t->source_rows = reach(t->rows, window.rows);
+      if (t->source_rows * t->source_columns <= source_pixels) return;
+    }
+  }
+}
+
+// Tiles of at most `pixels` outputs that read at most `source_pixels`, of several images where
+// those are small.
 inline Tiles make_tiles(const Window& window, int64_t images, int64_t height, int64_t width,
                         int pixels, int source_pixels) {
-  constexpr int64_t kWidest = 16;
-  const auto even = [](int64_t size, int64_t most) {
-    const int64_t parts = (size + most - 1) / most;
-    return static_cast<int>((size + parts - 1) / parts);
-  };
   Tiles t{};
   t.height = static_cast<int>(height);
   t.width = static_cast<int>(width);
   t.all_images = images;
-  t.columns = even(width, kWidest);
-  const auto reach = [&](int outputs, int taps) {
-    return (outputs - 1) * window.step + max(taps, 1);
-  };
-  t.source_columns = reach(t.columns, window.columns);
-  for (int64_t most = max(1, pixels / t.columns); most > 0; --most) {
-    t.rows = even(height, most);
-    t.source_rows = reach(t.rows, window.rows);
-    if (t.source_rows * t.source_columns <= source_pixels) break;
-  }
+  choose_sides(window, pixels, source_pixels, &t);
   const int fitting =
       min(pixels / (t.rows * t.columns), source_pixels / (t.source_rows * t.source_columns));
   t.images = static_cast<int>(min(static_cast<int64_t>(max(fitting, 1)), images));

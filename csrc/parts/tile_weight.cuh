@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(kWeightSumThreads) weight_sum_kernel(WeightSum
     if (value < p.values) {
       const T* from = p.partials + a * p.parts * p.values + value;
       for (int64_t part = slice; part < p.parts; part += kWeightSumSlices) {
-        sum += load_constant(from + part * p.values);
+        sum += from[part * p.values];
       }
     }
     slices[threadIdx.x] = sum;

@@ -36,6 +36,7 @@ from cwkernels.testing.cases.conv_norm import (
     stock,
     terms_of,
 )
+from cwkernels.testing.emulated import emulated, emulated_launches, why_not_emulated
 
 OPERATION = "conv_norm"
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -157,6 +158,27 @@ def test_small_integers_are_exact(case: Case, device: torch.device) -> None:
         assert result is not None
         assert wanted is not None
         assert_bitwise(name, result, wanted.float())
+
+
+@pytest.mark.parametrize(
+    ("name", "forward", "backward"), [("stem", 1, 2), ("reduction_a", 1, 3), ("reduction_b", 1, 4)]
+)
+def test_few_launches(name: str, forward: int, backward: int) -> None:
+    """The input's gradient up to its batch norm and through it, the weights' and their sum."""
+    if (reason := why_not_emulated(OPERATION)) is not None:
+        pytest.skip(reason)
+    case = named(name)
+    # The stem's images take no gradient.
+    leaves = {
+        key: tensor.requires_grad_(key != "input" or name != "stem")
+        for key, tensor in inputs_of(case).items()
+    }
+    with emulated():
+        before = emulated_launches()
+        output = run(case)(leaves)["output"]
+        assert emulated_launches() - before == forward
+        output.backward(cotangents_of(case)["output"])
+        assert emulated_launches() - before - forward == backward
 
 
 ARCHITECTURES = [case for case in CASES if len(case.shape) == 5 and case.training]

@@ -61,6 +61,7 @@ ODD_CASES = (
     ConvCase("five_separate", 5, 18, 3, 4, 5, sets=6, rows=(5, 2, 5, 0, 5), shared=False),
     ConvCase("five_shared_1x1", 9, 8, 5, 5, 1, sets=6, rows=(5, 2, 5, 0, 5)),
     ConvCase("five_separate_1x1", 9, 8, 5, 5, 1, sets=6, rows=(5, 2, 5, 0, 5), shared=False),
+    ConvCase("seventy", 5, 6, 2, 3, 3, sets=3, rows=tuple(a % 3 for a in range(70))),
     ConvCase("one_of_many", 16, 16, 6, 6, 3, sets=25, rows=(24,)),
     ConvCase("depthwise_one_channel", 1, 1, 7, 9, 3, depthwise=True),
     ConvCase("depthwise_one_pixel", 5, 5, 1, 1, 5, depthwise=True),
@@ -95,6 +96,8 @@ TILED_CASES = (
     ConvCase("tiles_across", 48, 80, 2, 70, 3, images=1),
     ConvCase("tile_5x5_stride_2", 16, 48, 5, 6, 5, stride=2),
     ConvCase("tile_7x7", 32, 16, 6, 6, 7),
+    ConvCase("tile_7x7_stride_2", 16, 16, 3, 40, 7, stride=2),
+    ConvCase("tile_of_seventy", 16, 16, 2, 3, 1, sets=4, rows=tuple(a * a % 4 for a in range(70))),
 )
 
 
