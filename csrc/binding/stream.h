@@ -1,6 +1,5 @@
 #pragma once
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <optional>
 
@@ -24,12 +23,5 @@ class GpuCall {
   std::optional<torch::stable::accelerator::DeviceGuard> guard_;
   void* stream_;
 };
-
-// Scratch of a call: `bytes` on the device of `on`, from torch's allocator. It must live until the
-// call is checked.
-inline Tensor device_scratch(const Tensor& on, int64_t bytes) {
-  return torch::stable::new_empty(on, std::vector<int64_t>{bytes},
-                                  torch::headeronly::ScalarType::Byte);
-}
 
 }  // namespace cwkernels
