@@ -8,8 +8,10 @@
 
 #include "../binding/checks.h"
 #include "../binding/cpu.h"
+#include "../binding/gpu_scratch.h"
 #include "../binding/images.h"
 #include "../binding/registration.h"
+#include "../binding/stream.h"
 
 namespace cwkernels {
 namespace {
@@ -146,16 +148,42 @@ Call prepare(const Tensor& images, const Tensor& selection, std::array<Tensors, 
   params.training = training;
   params.recompute = recompute;
   params.double_precision = images.scalar_type() == ScalarType::Double;
-  params.parallel = cpu_parallel();
   return call;
 }
 
+// What runs a call; made before anything is allocated.
+struct OnCpu {
+  explicit OnCpu(const Tensor& /*images*/) {}
+
+  void run(InvertedBottleneckParams& params, const Tensor& /*like*/) const {
+    params.parallel = cpu_parallel();
+    CWK_RUN_CPU(inverted_bottleneck, params);
+  }
+};
+
+#if CWK_WITH_CUDA
+struct OnGpu {
+  explicit OnGpu(const Tensor& images) : call(kName, images) {}
+
+  void run(InvertedBottleneckParams& params, const Tensor& like) const {
+    const GpuScratch scratch(inverted_bottleneck_cuda_scratch(params), like);
+    params.workspace = scratch.data();
+    params.tickets = scratch.tickets();
+    call.check(inverted_bottleneck_cuda(params, call.stream()));
+  }
+
+  GpuCall call;
+};
+#endif
+
 // dense_grad is for autograd, which reads it from the call.
+template <class On>
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& images, const Tensor& selection,
                                            Tensors weights, Tensors scales, Tensors shifts,
                                            Tensors running_mean, Tensors running_var,
                                            int64_t stride, bool training, double eps,
                                            bool recompute, bool /*dense_grad*/, bool keep) {
+  const On device(images);
   Call call = prepare(images, selection, {weights, scales, shifts, running_mean, running_var},
                       stride, training, eps, recompute);
   InvertedBottleneckParams& params = call.params;
@@ -174,7 +202,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& images, const Tensor& s
   params.output = output.mutable_data_ptr();
   params.statistics = statistics.mutable_data_ptr();
   params.kept = keep ? kept.mutable_data_ptr() : nullptr;
-  if (output.numel() > 0) CWK_RUN_CPU(inverted_bottleneck, params);
+  if (output.numel() > 0) device.run(params, images);
   return {output, statistics, kept};
 }
 
@@ -207,12 +235,14 @@ Tensor to_tensor(const std::vector<int64_t>& values, const Tensor& like) {
   return tensor;
 }
 
+template <class On>
 std::tuple<Tensor, Tensors, Tensors> backward(const Tensor& grad, const Tensor& images,
                                               const Tensor& selection, Tensors weights,
                                               Tensors scales, Tensors shifts, Tensors running_mean,
                                               Tensors running_var, const Tensor& statistics,
                                               const Tensor& kept, int64_t stride, bool training,
                                               double eps, bool recompute, bool need_weights) {
+  const On device(images);
   Call call = prepare(images, selection, {weights, scales, shifts, running_mean, running_var},
                       stride, training, eps, recompute);
   InvertedBottleneckParams& params = call.params;
@@ -253,7 +283,7 @@ std::tuple<Tensor, Tensors, Tensors> backward(const Tensor& grad, const Tensor& 
   params.grad_output = grad_output.const_data_ptr();
   params.grad_input = grad_input.mutable_data_ptr();
   params.slots = distinct.slots.data();
-  if (!empty) CWK_RUN_CPU(inverted_bottleneck, params);
+  if (!empty) device.run(params, images);
   return {grad_input, rows, values};
 }
 
@@ -273,6 +303,13 @@ CWK_SCHEMAS(m) {
 }
 
 CWK_CPU_FUNCTIONS(m) {
-  m.impl("inverted_bottleneck", TORCH_BOX(&cwkernels::forward));
-  m.impl("inverted_bottleneck_backward", TORCH_BOX(&cwkernels::backward));
+  m.impl("inverted_bottleneck", TORCH_BOX(&cwkernels::forward<cwkernels::OnCpu>));
+  m.impl("inverted_bottleneck_backward", TORCH_BOX(&cwkernels::backward<cwkernels::OnCpu>));
 }
+
+#if CWK_WITH_CUDA
+CWK_GPU_FUNCTIONS(m) {
+  m.impl("inverted_bottleneck", TORCH_BOX(&cwkernels::forward<cwkernels::OnGpu>));
+  m.impl("inverted_bottleneck_backward", TORCH_BOX(&cwkernels::backward<cwkernels::OnGpu>));
+}
+#endif

@@ -3,6 +3,7 @@
 
 #include "../parts/isa.h"
 #include "../parts/parallel.h"
+#include "../parts/scratch.h"
 
 // inverted_bottleneck: identity, or expand 1 x 1 - depthwise R x R - project 1 x 1, each with an
 // affine batch norm, ReLU behind the first two, residual where the shapes agree.
@@ -52,8 +53,15 @@ struct InvertedBottleneckParams {
   bool recompute;  // the hidden tensors are not kept but computed again
   bool double_precision;
   Parallel parallel;  // CPU only
-  void* workspace;    // CPU only: inverted_bottleneck_workspace(params) bytes, 64-byte aligned
+  void* workspace;    // inverted_bottleneck_workspace(params) bytes, 64-byte aligned; CUDA: of its
+                      // scratch
+  unsigned* tickets;  // CUDA only: of its scratch
 };
+
+// What the launches of these params need, workspace and tickets set or not.
+CudaScratch inverted_bottleneck_cuda_scratch(const InvertedBottleneckParams& params);
+// Launches on `stream`, a cudaStream_t. Returns the launches' cudaError_t.
+int inverted_bottleneck_cuda(const InvertedBottleneckParams& params, void* stream);
 
 inline int64_t bottleneck_side(int64_t side, int64_t stride) { return (side - 1) / stride + 1; }
 

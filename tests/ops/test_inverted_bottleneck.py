@@ -31,6 +31,7 @@ from cwkernels.testing.cases.inverted_bottleneck import (
     stock,
 )
 
+OPERATION = "inverted_bottleneck"
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 LAYERS = {

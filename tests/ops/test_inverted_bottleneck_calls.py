@@ -31,6 +31,7 @@ from cwkernels.testing.cases.inverted_bottleneck import (
     stock,
 )
 
+OPERATION = "inverted_bottleneck"
 BACKENDS = pytest.mark.parametrize("backend", ["kernels", "reference"])
 CODES = pytest.mark.parametrize("code", [IDENTITY, K3_E3, K5_E6])
 LAYERS = pytest.mark.parametrize("layer", [Layer(), Layer(5, 6, stride=2)], ids=["s1", "s2"])

@@ -1,0 +1,159 @@
+#pragma once
+#include "../parts/bottleneck_depthwise.cuh"
+#include "../parts/bottleneck_general.cuh"
+#include "../parts/bottleneck_general_backward.cuh"
+#include "../parts/bottleneck_plan.cuh"
+#include "../parts/bottleneck_pointwise.cuh"
+#include "../parts/bottleneck_weights.cuh"
+
+namespace cwkernels {
+
+// The launches of a group, one after another until one gives an error.
+template <class T>
+class BottleneckLaunches {
+ public:
+  BottleneckLaunches(const BottleneckPlan<T>& plan, const BottleneckLaunch& group, void* stream)
+      : plan_(plan), group_(group), stream_(stream) {}
+
+  int error() const { return error_; }
+
+  // Three launches in evaluation, four where the last convolution is measured or an identity
+  // copies.
+  void forward() {
+    hidden();
+    if (plan_.fast()) {
+      run(bottleneck_pointwise<Tf32x3, 2>, grid(2, kProductOutputs), kProductThreads,
+          ProductShared::bytes(depth(2)));
+    } else {
+      run_general(bottleneck_pointwise_general<T, 2>, 2);
+    }
+    bool finish = group_.measure;
+    each_choice([&](const auto& choice) { finish |= !choice.runs(2); });
+    const BottleneckChoice<T> any(group_, 0);
+    if (finish) {
+      run(bottleneck_finish<T>,
+          plan_.pixel_grid(any.output_pixels, kGeneralTile, any.p.output_channels, kGeneralTile,
+                           group_.count),
+          kGeneralThreads, 0);
+    }
+  }
+
+  // Six launches, two more where the hidden tensors are computed again.
+  void backward() {
+    const InvertedBottleneckParams& p = group_.call;
+    const int64_t separate = p.input_architecture_stride == 0 ? 1 : group_.count;
+    const int64_t pixels = BottleneckChoice<T>(group_, 0).input_pixels;
+    if (p.recompute) hidden();
+    run_general(bottleneck_output_sums<T>, 2);
+    if (plan_.fast()) {
+      run(bottleneck_project_gradient<Tf32x3>, grid(1, kProductOutputs), kProductThreads,
+          ProductShared::bytes(p.output_channels));
+      run(p.stride == 1 ? bottleneck_depthwise_gradient<1> : bottleneck_depthwise_gradient<2>,
+          grid(0, kDepthwiseChannels), kDepthwiseThreads, DepthwiseShared::bytes());
+      run(bottleneck_input_gradient<Tf32x3>,
+          plan_.pixel_grid(pixels, kProductPixels, p.input_channels, kProductOutputs, separate),
+          kProductThreads, ProductShared::bytes(group_.input_gradient_depth));
+    } else {
+      run_general(bottleneck_project_gradient_general<T>, 1);
+      run_general(bottleneck_depthwise_gradient_general<T>, 0);
+      run(bottleneck_input_gradient_general<T>,
+          plan_.pixel_grid(pixels, kGeneralTile, p.input_channels, kGeneralTile, separate),
+          kGeneralThreads, GeneralShared<T>::bytes());
+    }
+    bank_gradients();
+  }
+
+ private:
+  void hidden() {
+    if (plan_.fast()) {
+      run(bottleneck_pointwise<Tf32x3, 0>, grid(0, kProductOutputs), kProductThreads,
+          ProductShared::bytes(depth(0)));
+      run(group_.call.stride == 1 ? bottleneck_depthwise<1> : bottleneck_depthwise<2>,
+          grid(1, kDepthwiseChannels), kDepthwiseThreads, DepthwiseShared::bytes());
+    } else {
+      run_general(bottleneck_pointwise_general<T, 0>, 0);
+      run_general(bottleneck_depthwise_general<T>, 1);
+    }
+  }
+
+  // Partial gradients of the weights, if they are asked for, and all sums of partial gradients.
+  void bank_gradients() {
+    bool weights = false;
+    for (const void* grad : group_.call.grad_weights) weights |= grad != nullptr;
+    int64_t elements = 0;
+    each_choice([&](const auto& choice) {
+      for (int place = 0; place < 3; ++place) {
+        if (!choice.runs(place)) continue;
+        elements = at_least(elements, choice.channels(place));
+        if (weights) elements = at_least(elements, choice.weight_size(place));
+      }
+    });
+    if (weights && plan_.fast()) {
+      run(bottleneck_weight_gradients<Tf32x3>, {weight_blocks(kWeightTile), 2, group_.count},
+          kProductThreads, WeightShared::bytes());
+    } else if (weights) {
+      run(bottleneck_weight_gradients_general<T>, {weight_blocks(kGeneralTile), 3, group_.count},
+          kGeneralThreads, GeneralShared<T>::bytes());
+    }
+    run(bottleneck_bank_gradients<T>, {ceil_div(elements, kGeneralThreads), 3, group_.count},
+        kGeneralThreads, 0);
+  }
+
+  template <class F>
+  void each_choice(const F& f) const {
+    for (int i = 0; i < group_.count; ++i) f(BottleneckChoice<T>(group_, i));
+  }
+
+  // Blocks for a place of all choices, of which each has so many channels; none where nothing runs.
+  Grid grid(int place, int64_t channels) const {
+    Grid grid{0, 0, group_.count};
+    each_choice([&](const auto& choice) {
+      if (!choice.runs(place)) return;
+      grid.x = at_least(grid.x, group_.picks[choice.place_in_group].blocks[place]);
+      grid.y = at_least(grid.y, ceil_div(choice.channels(place), channels));
+    });
+    return grid;
+  }
+  int64_t weight_blocks(int64_t tile) const {
+    int64_t blocks = 0;
+    each_choice([&](const auto& choice) {
+      for (int place = 0; place < 3; ++place) {
+        if (!choice.runs(place)) continue;
+        const int64_t parts = group_.picks[choice.place_in_group].weight_parts[place];
+        blocks = at_least(blocks, parts * plan_.weight_tiles(choice, place, tile));
+      }
+    });
+    return blocks;
+  }
+  int64_t depth(int place) const {
+    int64_t depth = 0;
+    each_choice([&](const auto& choice) {
+      if (choice.runs(place)) depth = at_least(depth, choice.depth(place));
+    });
+    return depth;
+  }
+
+  void run(void (*kernel)(BottleneckLaunch), Grid grid, int threads, size_t shared) {
+    if (error_ == 0) error_ = launch(kernel, grid, threads, shared, stream_, group_);
+  }
+  void run_general(void (*kernel)(BottleneckLaunch), int place) {
+    run(kernel, grid(place, kGeneralTile), kGeneralThreads, GeneralShared<T>::bytes());
+  }
+
+  const BottleneckPlan<T>& plan_;
+  const BottleneckLaunch& group_;
+  void* stream_;
+  int error_ = 0;
+};
+
+template <class T>
+int launch_bottleneck(const InvertedBottleneckParams& params, void* stream) {
+  BottleneckPlan<T> plan(params);
+  return plan.each_group([&](const BottleneckLaunch& group) {
+    BottleneckLaunches<T> launches(plan, group, stream);
+    params.grad_output ? launches.backward() : launches.forward();
+    return launches.error();
+  });
+}
+
+}  // namespace cwkernels

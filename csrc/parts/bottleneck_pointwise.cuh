@@ -1,0 +1,180 @@
+#pragma once
+#include "bottleneck_product.cuh"
+
+// Kernels of inverted_bottleneck's pointwise convolutions on matrix units: outputs, and gradients
+// of what they read. Grids are (blocks, tiles of 64 outputs, architectures); blocks persist.
+namespace cwkernels {
+
+// The pixel tiles of this block.
+__device__ inline int64_t product_tiles(const BottleneckChoice<float>& choice, int place,
+                                        int64_t block) {
+  return ceil_div(choice.pixels(place), kProductPixels) * block / choice.blocks(place);
+}
+__device__ inline bool product_works(const BottleneckChoice<float>& choice, int place) {
+  return choice.runs(place) && blockIdx.x < choice.blocks(place) &&
+         static_cast<int64_t>(blockIdx.y) * kProductOutputs < choice.channels(place);
+}
+__device__ inline ProductWeights product_weights(const BottleneckChoice<float>& choice, int place,
+                                                 bool transposed) {
+  const int64_t outputs = choice.channels(place), depth = choice.depth(place);
+  return {choice.weight(place), transposed ? depth : outputs, transposed ? outputs : depth};
+}
+
+// Raw outputs and their statistics; by known statistics the last convolution's are finished.
+template <class Precision, class Source>
+__device__ __forceinline__ void run_products(const BottleneckChoice<float>& choice, int place,
+                                             const Source& source, const ProductShared& shared) {
+  const int64_t pixels = choice.pixels(place), channels = choice.channels(place);
+  const int64_t output = static_cast<int64_t>(blockIdx.y) * kProductOutputs;
+  const ProductWeights weight = product_weights(choice, place, false);
+  const bool finish = place == 2 && !choice.p.training;
+  if (finish) fill_norms(choice, 2, output, kProductOutputs, shared.output_table);
+  float* raw = choice.raw(place);
+  ColumnMoments moments;
+  const int64_t end = product_tiles(choice, place, blockIdx.x + 1);
+  for (int64_t t = product_tiles(choice, place, blockIdx.x); t < end; ++t) {
+    const ProductTile tile(t * kProductPixels, pixels, output);
+    BottleneckSplit::Sums sums;
+    product_tile<Precision, false>(sums, source, weight, tile, shared);
+    each_pair(tile, channels, [&](int64_t row, int64_t column, int i, int j, int e) {
+      Lanes<float, 2> pair{sums.values[i][j][e], sums.values[i][j][e + 1]};
+      const int64_t at = row * channels + column;
+      store_lanes(raw + at, pair);
+      if (!finish) return;
+      const float* table = shared.output_table + (column - output);
+      for (int k = 0; k < 2; ++k) {
+        pair[k] = Norm<float>{table[k], table[kProductOutputs + k],
+                              table[2 * kProductOutputs + k]}(pair[k]);
+        if (choice.residual()) pair[k] += choice.input()[at + k];
+      }
+      store_lanes(choice.output() + at, pair);
+    });
+    if (choice.launch.measure) moments.add(sums, tile);
+  }
+  if (choice.launch.measure) leave_columns<Moments<float>>(choice, place, moments, shared);
+}
+
+template <class Precision, int kPlace>
+__global__ void __launch_bounds__(kProductThreads, 2)
+    bottleneck_pointwise(const __grid_constant__ BottleneckLaunch launch) {
+  wait_for_previous();
+  const BottleneckChoice<float> choice(launch, blockIdx.z);
+  if (!product_works(choice, kPlace)) return;
+  const int64_t depth = choice.depth(kPlace);
+  const ProductShared shared(depth);
+  if (kPlace == 0) {
+    run_products<Precision>(choice, kPlace, ImageSource<false>{choice}, shared);
+  } else if (choice.code == 0) {
+    run_products<Precision>(choice, kPlace, ImageSource<true>{choice}, shared);
+  } else {
+    if (launch.measure && blockIdx.x == 0 && blockIdx.y == 0) choice.write_statistics(1);
+    fill_norms(choice, 1, 0, depth, shared.source_table);
+    sync_block();
+    run_products<Precision>(choice, kPlace,
+                            ActivatedSource{choice.filtered(), depth, shared.source_table, depth},
+                            shared);
+  }
+}
+
+// From the output's gradient through the project convolution, to the gradient before the second
+// rectifier and the sums of the second batch norm.
+template <class Precision>
+__global__ void __launch_bounds__(kProductThreads, 2)
+    bottleneck_project_gradient(const __grid_constant__ BottleneckLaunch launch) {
+  wait_for_previous();
+  const BottleneckChoice<float> choice(launch, blockIdx.z);
+  if (!product_works(choice, 1)) return;
+  const ProductShared shared(choice.p.output_channels);
+  const int64_t pixels = choice.output_pixels, channels = choice.hidden;
+  const int64_t output = static_cast<int64_t>(blockIdx.y) * kProductOutputs;
+  fill_norm_gradients(choice, 2, 0, choice.p.output_channels, shared.source_table);
+  fill_norms(choice, 1, output, kProductOutputs, shared.output_table);
+  sync_block();
+  const GradientSource<false> source(choice, 2, shared.source_table, choice.p.output_channels);
+  const ProductWeights weight = product_weights(choice, 2, true);
+  const float* raw = choice.filtered();
+  float* gradient = choice.hidden_gradient(1);
+  ColumnSums all;
+  const int64_t end = product_tiles(choice, 1, blockIdx.x + 1);
+  for (int64_t t = product_tiles(choice, 1, blockIdx.x); t < end; ++t) {
+    const ProductTile tile(t * kProductPixels, pixels, output);
+    BottleneckSplit::Sums sums;
+    product_tile<Precision, true>(sums, source, weight, tile, shared);
+    each_pair(tile, channels, [&](int64_t row, int64_t column, int i, int j, int e) {
+      const int64_t at = row * channels + column;
+      const auto own = load_lanes<2>(raw + at);
+      const float* table = shared.output_table + (column - output);
+      Lanes<float, 2> through{};
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const Norm<float> norm{table[k], table[kProductOutputs + k],
+                               table[2 * kProductOutputs + k]};
+        if (norm(own[k]) > 0) through[k] = sums.values[i][j][e + k];
+        all.first[2 * j + k] += through[k];
+        all.second[2 * j + k] += through[k] * (own[k] - norm.mean);
+      }
+      store_lanes(gradient + at, through);
+    });
+  }
+  leave_columns<Sums<float>>(choice, 1, all, shared);
+}
+
+// The gradient of a tile of input pixels by one architecture, added to that of those before it
+// where all share the images.
+template <class Precision>
+__device__ __forceinline__ void input_gradient_products(const BottleneckChoice<float>& choice,
+                                                        const ProductTile& tile,
+                                                        const ProductShared& shared) {
+  const int64_t channels = choice.p.input_channels;
+  BottleneckSplit::Sums sums;
+  if (choice.code > 0) {
+    const GradientSource<false> source(choice, 0, shared.source_table, choice.hidden);
+    product_tile<Precision, true>(sums, source, product_weights(choice, 0, true), tile, shared);
+  } else if (choice.runs(2)) {
+    const GradientSource<true> source(choice, 2, shared.source_table, choice.p.output_channels);
+    product_tile<Precision, true>(sums, source, product_weights(choice, 2, true), tile, shared);
+  } else {
+    sums.clear();
+  }
+  const bool through = choice.residual() || !choice.runs(2);
+  const bool add = choice.index > 0 && choice.p.input_architecture_stride == 0;
+  each_pair(tile, channels, [&](int64_t row, int64_t column, int i, int j, int e) {
+    const int64_t at = row * channels + column;
+    float* to = choice.grad_input() + at;
+    Lanes<float, 2> pair{sums.values[i][j][e], sums.values[i][j][e + 1]};
+    for (int k = 0; k < 2; ++k) {
+      if (through) pair[k] += choice.grad_output()[at + k];
+      if (add) pair[k] = to[k] + pair[k];
+    }
+    store_lanes(to, pair);
+  });
+}
+
+// Through the expand convolution or an identity to the gradient of the images. The third dimension
+// of the grid is 1 for all architectures that share the images, one after another by the same
+// thread.
+template <class Precision>
+__global__ void __launch_bounds__(kProductThreads, 2)
+    bottleneck_input_gradient(const __grid_constant__ BottleneckLaunch launch) {
+  wait_for_previous();
+  const int64_t output = static_cast<int64_t>(blockIdx.y) * kProductOutputs;
+  const int each = launch.call.input_architecture_stride == 0 ? launch.count : 1;
+  const ProductShared shared(launch.input_gradient_depth);
+  for (int a = 0; a < each; ++a) {
+    const BottleneckChoice<float> choice(launch, static_cast<int64_t>(blockIdx.z) * each + a);
+    const int place = choice.code > 0 ? 0 : 2;
+    sync_block();
+    if (choice.runs(place)) {
+      fill_norm_gradients(choice, place, 0, choice.channels(place), shared.source_table);
+    }
+    sync_block();
+    const int64_t step = static_cast<int64_t>(gridDim.x) * kProductPixels;
+    for (int64_t pixel = static_cast<int64_t>(blockIdx.x) * kProductPixels;
+         pixel < choice.input_pixels; pixel += step) {
+      input_gradient_products<Precision>(choice, ProductTile(pixel, choice.input_pixels, output),
+                                         shared);
+    }
+  }
+}
+
+}  // namespace cwkernels

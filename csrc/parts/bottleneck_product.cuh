@@ -1,0 +1,412 @@
+#pragma once
+#include "bottleneck.cuh"
+#include "tile.cuh"
+
+// Products of inverted_bottleneck's pointwise convolutions by matrix units, for float and channels
+// that are multiples of 16: a tile of pixels times a tile of outputs. What a kernel does to a pixel
+// as it reads it is its source, and where results go is its epilogue.
+namespace cwkernels {
+
+// 128 pixels x 64 outputs by 8 warps of 32 x 32, 32 channels at a time. A chunk of the source is
+// 128 rows of 36 floats, 18 KB, one of the weights 64 of 36 or, transposed, 32 of 72, 9 KB. A
+// thread holds 32 sums, 16 more of a column's statistics or gradients, and loads 16 floats of the
+// source (32 of a gradient) and 8 of the weights at once: at most 128 registers, so that the loads
+// of one of two blocks on a processor pass while the other multiplies.
+using BottleneckSplit = TileSplit<4, 2, 2, 4, 32>;
+constexpr int kProductPixels = BottleneckSplit::kPixels;
+constexpr int kProductOutputs = BottleneckSplit::kOutputs;
+constexpr int kProductThreads = BottleneckSplit::kThreads;
+constexpr int kProductDepth = BottleneckSplit::kDepth;
+constexpr int kProductStride = BottleneckSplit::kStride;
+// Of transposed weights: 8 mod 32, so that four rows of eight columns lie in different banks.
+constexpr int kAcrossStride = kProductOutputs + 8;
+constexpr int kProductPieces = kProductDepth / 4;
+constexpr int kSourceBatch = kProductPixels * kProductPieces / kProductThreads;
+constexpr int kWeightBatch = kProductOutputs * kProductPieces / kProductThreads;
+static_assert(kProductPixels == 128 && kProductOutputs == 64 && kProductThreads == 256);
+static_assert(kSourceBatch == 4 && kWeightBatch == 2);
+static_assert(kProductDepth * kAcrossStride == kProductOutputs * kProductStride);
+
+// Columns of a tile whose sums a lane holds: two of each of its fragments.
+constexpr int kLaneColumns = BottleneckSplit::kN * 2;
+// Values of a column that a lane holds: two of each of its fragments.
+constexpr int kLaneRows = BottleneckSplit::kM * 2;
+
+// Shared memory of a block. The partial sums of a column are those of four warps, up to three
+// floats each, and the coefficients those of the source's channels and of the tile's outputs.
+struct ProductShared {
+  float *source, *weights, *source_table, *output_table;
+  Moments<float>* merged;
+  int* last;
+
+  __device__ explicit ProductShared(int64_t depth) {
+    Shared shared;
+    source = shared.take<float>(kProductPixels * kProductStride);
+    weights = shared.take<float>(kProductOutputs * kProductStride);
+    merged = shared.take<Moments<float>>(BottleneckSplit::kWarpsM * kProductOutputs);
+    output_table = shared.take<float>(3 * kProductOutputs);
+    last = shared.take<int>(1);
+    source_table = shared.take<float>(static_cast<size_t>(4 * depth));
+  }
+  static constexpr size_t bytes(int64_t depth) {
+    return shared_bytes<float>(kProductPixels * kProductStride) +
+           shared_bytes<float>(kProductOutputs * kProductStride) +
+           shared_bytes<Moments<float>>(BottleneckSplit::kWarpsM * kProductOutputs) +
+           shared_bytes<float>(3 * kProductOutputs) + shared_bytes<int>(1) +
+           shared_bytes<float>(static_cast<size_t>(4 * depth));
+  }
+};
+// Two blocks on a processor of every architecture but 86, 89 and 120, which hold one.
+static_assert(ProductShared::bytes(1536) == 18432 + 9216 + 3072 + 768 + 128 + 24576, "55 KB");
+
+// --- Sources -------------------------------------------------------------------------------------
+
+// fetch(pixel, channel) loads what four channels of a pixel are made of, and finish makes them.
+
+// The images, or the pixels of them that a strided projection reads.
+template <bool kStrided>
+struct ImageSource {
+  const BottleneckChoice<float>& choice;
+  using Raw = Four;
+
+  __device__ Raw fetch(int64_t pixel, int64_t channel) const {
+    const int64_t from = kStrided ? choice.strided_pixel(pixel) : pixel;
+    return load_lanes<4>(choice.input() + from * choice.p.input_channels + channel);
+  }
+  __device__ Four finish(const Raw& raw, int64_t /*channel*/) const { return raw; }
+};
+
+// What a batch norm gives, rectified; `table` is shared: [3][table_width] coefficients.
+struct ActivatedSource {
+  const float* raw;
+  int64_t width;
+  const float* table;
+  int64_t table_width;
+  using Raw = Four;
+
+  __device__ Raw fetch(int64_t pixel, int64_t channel) const {
+    return load_lanes<4>(raw + pixel * width + channel);
+  }
+  __device__ Four finish(const Raw& own, int64_t channel) const {
+    const Four mean = load_lanes<4>(table + channel);
+    const Four scale = load_lanes<4>(table + table_width + channel);
+    const Four shift = load_lanes<4>(table + 2 * table_width + channel);
+    Four four;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      four[e] = rectify(Norm<float>{mean[e], scale[e], shift[e]}(own[e]));
+    }
+    return four;
+  }
+};
+
+// The gradient of a batch norm's raw input; `table` is shared: [4][table_width]. kReading: of the
+// output pixel that read an input pixel by a strided projection, zeros where none did.
+template <bool kReading>
+struct GradientSource {
+  const BottleneckChoice<float>& choice;
+  const float *gradient, *raw;
+  int64_t width;
+  const float* table;
+  int64_t table_width;
+  struct Raw {
+    Four gradient, raw;
+    bool live;
+  };
+
+  __device__ GradientSource(const BottleneckChoice<float>& of, int place, const float* coefficients,
+                            int64_t coefficients_width)
+      : choice(of),
+        gradient(of.output_gradient(place)),
+        raw(of.raw(place)),
+        width(of.channels(place)),
+        table(coefficients),
+        table_width(coefficients_width) {}
+
+  __device__ Raw fetch(int64_t pixel, int64_t channel) const {
+    const int64_t from = kReading ? choice.reading_pixel(pixel) : pixel;
+    if (from < 0) return {Four{}, Four{}, false};
+    const int64_t at = from * width + channel;
+    return {load_lanes<4>(gradient + at), load_lanes<4>(raw + at), true};
+  }
+  __device__ Four finish(const Raw& own, int64_t channel) const {
+    if (kReading && !own.live) return Four{};
+    const Four mean = load_lanes<4>(table + channel);
+    const Four scale = load_lanes<4>(table + table_width + channel);
+    const Four slope = load_lanes<4>(table + 2 * table_width + channel);
+    const Four offset = load_lanes<4>(table + 3 * table_width + channel);
+    Four four;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const NormBackward<float> norm{mean[e], scale[e], slope[e], offset[e]};
+      four[e] = norm(own.gradient[e], own.raw[e]);
+    }
+    return four;
+  }
+};
+
+// Coefficients of `width` channels from `first` on, zeros behind the last channel. A barrier
+// follows before they are read.
+__device__ inline void fill_norms(const BottleneckChoice<float>& choice, int place, int64_t first,
+                                  int64_t width, float* table) {
+  for (int64_t c = threadIdx.x; c < width; c += kProductThreads) {
+    const Norm<float> norm =
+        first + c < choice.channels(place) ? choice.norm(place, first + c) : Norm<float>{};
+    table[c] = norm.mean;
+    table[width + c] = norm.scale;
+    table[2 * width + c] = norm.shift;
+  }
+}
+__device__ inline void fill_norm_gradients(const BottleneckChoice<float>& choice, int place,
+                                           int64_t first, int64_t width, float* table) {
+  for (int64_t c = threadIdx.x; c < width; c += kProductThreads) {
+    const NormBackward<float> norm = first + c < choice.channels(place)
+                                         ? choice.norm_backward(place, first + c)
+                                         : NormBackward<float>{};
+    table[c] = norm.mean;
+    table[width + c] = norm.scale;
+    table[2 * width + c] = norm.slope;
+    table[3 * width + c] = norm.offset;
+  }
+}
+
+// --- Products ------------------------------------------------------------------------------------
+
+// A weight bank's row, as rows of outputs, or as columns of them if it is read transposed.
+struct ProductWeights {
+  const float* data;
+  int64_t outputs, depth;
+};
+
+// Where a tile begins, and how many of its pixels exist.
+struct ProductTile {
+  int64_t pixel, output;
+  int rows;
+
+  __device__ ProductTile(int64_t first, int64_t pixels, int64_t first_output)
+      : pixel(first),
+        output(first_output),
+        rows(pixels - first < kProductPixels ? static_cast<int>(pixels - first) : kProductPixels) {}
+};
+
+// kBatch times four neighbours of the rows and columns from (0, 0) of a chunk on, kPieces in a row:
+// fetched all at once by fetch(row, column), then finish(raw, column) to shared memory, rows of
+// kStride floats.
+template <class Precision, class Raw, int kPieces, int kBatch, int kStride, class Fetch,
+          class Finish>
+__device__ __forceinline__ void load_chunk(const Fetch& fetch, const Finish& finish, float* to) {
+  const int row = static_cast<int>(threadIdx.x) / kPieces;
+  const int column = static_cast<int>(threadIdx.x) % kPieces * 4;
+  constexpr int kStep = kProductThreads / kPieces;
+  Raw raw[kBatch];
+#pragma unroll
+  for (int i = 0; i < kBatch; ++i) raw[i] = fetch(row + i * kStep, column);
+#pragma unroll
+  for (int i = 0; i < kBatch; ++i) {
+    Four four = finish(raw[i], row + i * kStep, column);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) four[e] = Precision::hold(four[e]);
+    store_lanes(to + (row + i * kStep) * kStride + column, four);
+  }
+}
+
+template <class Precision, class Source>
+__device__ __forceinline__ void load_pixels(const Source& source, const ProductTile& tile,
+                                            int64_t channel, int64_t channels, float* to) {
+  using Raw = typename Source::Raw;
+  const auto exists = [&](int row, int column) {
+    return row < tile.rows && channel + column < channels;
+  };
+  load_chunk<Precision, Raw, kProductPieces, kSourceBatch, kProductStride>(
+      [&](int row, int column) {
+        return exists(row, column) ? source.fetch(tile.pixel + row, channel + column) : Raw{};
+      },
+      [&](const Raw& raw, int row, int column) {
+        return exists(row, column) ? source.finish(raw, channel + column) : Four{};
+      },
+      to);
+}
+
+template <class Precision, bool kTransposed>
+__device__ __forceinline__ void load_product_weights(const ProductWeights& weight, int64_t output,
+                                                     int64_t channel, float* to) {
+  constexpr int kPieces = (kTransposed ? kProductOutputs : kProductDepth) / 4;
+  constexpr int kStride = kTransposed ? kAcrossStride : kProductStride;
+  const int64_t rows = kTransposed ? weight.depth : weight.outputs;
+  const int64_t columns = kTransposed ? weight.outputs : weight.depth;
+  const int64_t first_row = kTransposed ? channel : output;
+  const int64_t first_column = kTransposed ? output : channel;
+  load_chunk<Precision, Four, kPieces, kWeightBatch, kStride>(
+      [&](int row, int column) {
+        if (first_row + row >= rows || first_column + column >= columns) return Four{};
+        return load_lanes<4>(weight.data + (first_row + row) * columns + first_column + column);
+      },
+      [](const Four& four, int, int) { return four; }, to);
+}
+
+// Adds the products of a chunk whose weights lie across: rows of depth, columns of outputs.
+template <class Precision>
+__device__ __forceinline__ void multiply_across(BottleneckSplit::Sums& sums,
+                                                const float* (&a)[BottleneckSplit::kM],
+                                                const float* b) {
+  typename Precision::template Operand<4> rows[BottleneckSplit::kM];
+#pragma unroll
+  for (int i = 0; i < BottleneckSplit::kM; ++i) {
+    uint32_t raw[4];
+    ldmatrix(raw, a[i]);
+    rows[i] = Precision::operand(raw);
+  }
+  const float* near = b + lane() % 4 * kAcrossStride;
+#pragma unroll
+  for (int j = 0; j < BottleneckSplit::kN; ++j) {
+    const float* from = near + j * kMmaColumns;
+    const auto column = columns_of_b<Precision>(from, from + 4 * kAcrossStride);
+#pragma unroll
+    for (int i = 0; i < BottleneckSplit::kM; ++i) {
+      Precision::multiply(sums.values[i][j], rows[i], column);
+    }
+  }
+}
+
+template <class Precision, bool kTransposed>
+__device__ __forceinline__ void multiply_chunk(BottleneckSplit::Sums& sums,
+                                               const ProductShared& shared) {
+  const float* source = shared.source +
+                        (BottleneckSplit::pixel() + lane_row_of_a()) * kProductStride +
+                        lane_depth_of_a();
+#pragma unroll
+  for (int depth = 0; depth < kProductDepth; depth += kMmaDepth) {
+    const float* a[BottleneckSplit::kM];
+#pragma unroll
+    for (int i = 0; i < BottleneckSplit::kM; ++i) {
+      a[i] = source + i * kMmaRows * kProductStride + depth;
+    }
+    if (kTransposed) {
+      multiply_across<Precision>(
+          sums, a, shared.weights + depth * kAcrossStride + BottleneckSplit::output());
+    } else {
+      multiply_rows<Precision>(sums, a,
+                               shared.weights +
+                                   (BottleneckSplit::output() + lane_row_of_b()) * kProductStride +
+                                   lane_depth_of_b() + depth,
+                               kProductStride);
+    }
+  }
+}
+
+// The products of a tile of pixels and 64 outputs.
+template <class Precision, bool kTransposed, class Source>
+__device__ __forceinline__ void product_tile(BottleneckSplit::Sums& sums, const Source& source,
+                                             const ProductWeights& weight, const ProductTile& tile,
+                                             const ProductShared& shared) {
+  sums.clear();
+  for (int64_t channel = 0; channel < weight.depth; channel += kProductDepth) {
+    sync_block();
+    load_pixels<Precision>(source, tile, channel, weight.depth, shared.source);
+    load_product_weights<Precision, kTransposed>(weight, tile.output, channel, shared.weights);
+    sync_block();
+    multiply_chunk<Precision, kTransposed>(sums, shared);
+  }
+}
+
+// f(pixel, output, i, j, e): sums.values[i][j][e] and [e + 1] are those of a pixel and of two
+// outputs beside each other. Channels are even, so both exist or neither.
+template <class F>
+__device__ __forceinline__ void each_pair(const ProductTile& tile, int64_t outputs, const F& f) {
+  const int g = lane() / 4, t = lane() % 4;
+#pragma unroll
+  for (int i = 0; i < BottleneckSplit::kM; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = BottleneckSplit::pixel() + i * kMmaRows + half * 8 + g;
+      if (row >= tile.rows) continue;
+#pragma unroll
+      for (int j = 0; j < BottleneckSplit::kN; ++j) {
+        const int64_t column = tile.output + BottleneckSplit::output() + j * kMmaColumns + 2 * t;
+        if (column < outputs) f(tile.pixel + row, column, i, j, half * 2);
+      }
+    }
+  }
+}
+
+// --- Sums over pixels ----------------------------------------------------------------------------
+
+// The statistics of the columns that a lane holds, over the tiles of a block. The count is that of
+// the rows, the same for each column.
+struct ColumnMoments {
+  float count = 0, mean[kLaneColumns] = {}, squares[kLaneColumns] = {};
+
+  __device__ __forceinline__ void add(const BottleneckSplit::Sums& sums, const ProductTile& tile) {
+    float live[kLaneRows], rows = 0;
+#pragma unroll
+    for (int r = 0; r < kLaneRows; ++r) {
+      const int row = BottleneckSplit::pixel() + r / 2 * kMmaRows + r % 2 * 8 + lane() / 4;
+      live[r] = row < tile.rows ? 1.0f : 0.0f;
+      rows += live[r];
+    }
+    if (rows == 0) return;
+    const float inverse = 1 / rows, total = count + rows, share = rows / total;
+#pragma unroll
+    for (int c = 0; c < kLaneColumns; ++c) {
+      float sum = 0, own = 0;
+#pragma unroll
+      for (int r = 0; r < kLaneRows; ++r) {
+        sum += live[r] * sums.values[r / 2][c / 2][r % 2 * 2 + c % 2];
+      }
+      const float center = sum * inverse;
+#pragma unroll
+      for (int r = 0; r < kLaneRows; ++r) {
+        const float apart = sums.values[r / 2][c / 2][r % 2 * 2 + c % 2] - center;
+        own += live[r] * apart * apart;
+      }
+      const float apart = center - mean[c];
+      mean[c] += apart * share;
+      squares[c] += own + apart * apart * count * share;
+    }
+    count = total;
+  }
+  __device__ Moments<float> column(int c) const { return {count, mean[c], squares[c]}; }
+};
+
+// The two sums of a batch norm's backward pass.
+struct ColumnSums {
+  float first[kLaneColumns] = {}, second[kLaneColumns] = {};
+
+  __device__ Sums<float> column(int c) const { return {first[c], second[c]}; }
+};
+
+__device__ __forceinline__ Moments<float> shuffled(const Moments<float>& own, int other) {
+  return {shuffle_xor(own.count, other), shuffle_xor(own.mean, other),
+          shuffle_xor(own.squares, other)};
+}
+__device__ __forceinline__ Sums<float> shuffled(const Sums<float>& own, int other) {
+  return {shuffle_xor(own.first, other), shuffle_xor(own.second, other)};
+}
+
+// Merges what the lanes of a column have, then the warps, and leaves it as the block's partial
+// result. By all threads, once.
+template <class Value, class Columns>
+__device__ __forceinline__ void leave_columns(const BottleneckChoice<float>& choice, int place,
+                                              const Columns& own, const ProductShared& shared) {
+  auto* merged = reinterpret_cast<Value*>(shared.merged);
+  const int warp = static_cast<int>(threadIdx.x) / kWarp % BottleneckSplit::kWarpsM;
+#pragma unroll
+  for (int c = 0; c < kLaneColumns; ++c) {
+    Value value = own.column(c);
+#pragma unroll
+    for (int other = 4; other < kWarp; other *= 2) value = value.merged(shuffled(value, other));
+    const int column = BottleneckSplit::output() + c / 2 * kMmaColumns + lane() % 4 * 2 + c % 2;
+    if (lane() < 4) merged[warp * kProductOutputs + column] = value;
+  }
+  sync_block();
+  leave_partial(choice.partials<Value>(place), blockIdx.y, blockIdx.x, shared.last,
+                [&](int64_t column) {
+                  Value value = merged[column];
+                  for (int w = 1; w < BottleneckSplit::kWarpsM; ++w) {
+                    value = value.merged(merged[w * kProductOutputs + column]);
+                  }
+                  return value;
+                });
+}
+
+}  // namespace cwkernels
