@@ -135,7 +135,7 @@ def test_any_number_of_threads_gives_the_same(name: str) -> None:
 
 @pytest.mark.skipif(why_not_emulated(OPERATION) is not None, reason=f"{OPERATION} is not emulated")
 @pytest.mark.parametrize("processors", [1, 40])
-def test_any_schedule_gives_the_same(processors: int) -> None:
+def test_emulated_schedules_give_the_same(processors: int) -> None:
     """On 40 processors 48 blocks leave sums for each of two runs of channels, in three groups."""
     case = Case("groups", (2, 3, 132, 32, 32))
     inputs, cotangents = inputs_of(case), cotangents_of(case)
