@@ -314,8 +314,8 @@ def test_a_loss_older_than_a_change_is_refused(changed: str) -> None:
     ],
     ids=str,
 )
-def test_gradcheck(case: Case) -> None:
-    inputs = cast(inputs_of(case), torch.float64)
+def test_gradcheck(case: Case, device: torch.device) -> None:
+    inputs = {name: t.to(device, torch.float64) for name, t in inputs_of(case).items()}
 
     def function(*tensors: Tensor) -> Tensor:
         return run(case)(dict(zip(inputs, tensors, strict=True)))["output"]
