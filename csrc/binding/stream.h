@@ -7,6 +7,11 @@
 
 namespace cwkernels {
 
+// The current stream of a device as torch sees it, a cudaStream_t.
+void* current_stream(int32_t device_index);
+// The capture of a CUDA graph that a stream is part of, by its number; 0 for none. capture.cu.
+uint64_t capture_of(void* stream);
+
 // A call of an operation on the GPU: as long as it lives, the device of `on` is the current one.
 // Construct it before what the kernels write is allocated.
 class GpuCall {
