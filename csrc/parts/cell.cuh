@@ -39,12 +39,21 @@ struct CellArchitecture {
 };
 static_assert(sizeof(CellChoice) == 16 && sizeof(CellArchitecture) == 116);
 
-// A launch carries as many architectures as its parameters, 4 KB, have room for; of each one, the
-// weights' gradients are a job for each of its edges at most.
+// A launch carries as many architectures as its parameters, 4 KB, have room for.
 constexpr int kCellMost = 16;
+
+// A convolution whose weights get a gradient. All that read one row of a bank have the first of
+// them for their leader.
 struct CellJob {
-  int8_t architecture, edge;
+  int8_t architecture, edge, leader;
+  int8_t members;  // of its leader
 };
+
+// The edge between two nodes.
+__host__ __device__ constexpr int edge_between(int source, int target) {
+  return target * (target - 1) / 2 + source;
+}
+static_assert(edge_between(0, 1) == 0 && edge_between(1, 2) == 2 && edge_between(2, 3) == 5);
 
 // The convolutions that leave a node lie side by side in its moments, those that enter it in its
 // sums.
@@ -58,7 +67,7 @@ __host__ __device__ constexpr bool convolves(const CellChoice& edge) { return ed
 __host__ __device__ constexpr bool is(const CellChoice& edge, CellCode code) {
   return edge.code == static_cast<int8_t>(code);
 }
-__host__ __device__ constexpr int64_t kernel_size(const CellChoice& edge) {
+__host__ __device__ constexpr int kernel_size(const CellChoice& edge) {
   return is(edge, CellCode::conv_3x3) ? 3 : 1;
 }
 
@@ -72,7 +81,7 @@ struct CellLaunch {
   int64_t blocks;                            // of an architecture, of those that share out pixels
   int node;
   int jobs_count;
-  CellJob jobs[kCellMost * kCellEdges];  // backward: gradients of weights, a row of a bank each
+  CellJob jobs[kCellMost * kCellEdges];  // backward
   CellArchitecture architectures[kCellMost];
   int count;
 
@@ -87,10 +96,10 @@ struct CellLaunch {
 };
 static_assert(sizeof(CellLaunch<double>) <= 4096);
 
-// Where a pixel lies.
+// Where a pixel lies. Numbers of pixels have 31 bits, offsets of elements 64.
 struct CellPixel {
-  int64_t image;  // the first pixel of its image
-  int64_t y, x;
+  int image;  // the first pixel of its image
+  int y, x;
 };
 
 // One architecture's cell in a launch. Everything that a block knows of its architecture comes from
@@ -117,6 +126,8 @@ class CellOf {
     const int origin = own.origins[n];
     return origin == 0 ? input() : l.at(own.nodes[origin]);
   }
+  // Where a node's value goes.
+  __device__ T* stored(int n) const { return n == 3 ? output() : l.at(own.nodes[n]); }
   __device__ const T* weight(int e) const {
     return static_cast<const T*>(l.p.weights[e][edge(e).bank]) + edge(e).row * weight_size(e);
   }
@@ -158,27 +169,27 @@ class CellOf {
     return l.at(CellLaunch<T>::scratch_place(slot * 2 + n - 1));
   }
 
-  __device__ CellPixel pixel(int64_t i) const {
-    const int64_t line = i / l.p.width, image = line / l.p.height;
-    return {image * l.p.height * l.p.width, line - image * l.p.height, i - line * l.p.width};
+  __device__ CellPixel pixel(int i) const {
+    const int width = static_cast<int>(l.p.width), height = static_cast<int>(l.p.height);
+    const int line = i / width, image = line / height;
+    return {image * height * width, line - image * height, i - line * width};
   }
-  __device__ bool inside(int64_t y, int64_t x) const {
+  __device__ bool inside(int y, int x) const {
     return y >= 0 && y < l.p.height && x >= 0 && x < l.p.width;
   }
-  __device__ int64_t offset(const CellPixel& at, int64_t y, int64_t x) const {
+  __device__ int64_t offset(const CellPixel& at, int y, int x) const {
     return (at.image + y * l.p.width + x) * l.p.channels;
   }
   // How many pixels the average pool's window at a pixel divides by.
-  __device__ T window(int64_t y, int64_t x) const {
-    if (l.p.count_include_pad) return T(9);
-    const int64_t rows = 1 + (y > 0) + (y + 1 < l.p.height);
-    return static_cast<T>(rows * (1 + (x > 0) + (x + 1 < l.p.width)));
+  __device__ int window(int y, int x) const {
+    if (l.p.count_include_pad) return 9;
+    return (1 + (y > 0) + (y + 1 < l.p.height)) * (1 + (x > 0) + (x + 1 < l.p.width));
   }
   // f(y, x) for each pixel of the 3 x 3 around one that lies in the image.
   template <class F>
   __device__ void around(const CellPixel& at, const F& f) const {
-    for (int64_t y = at.y - 1; y <= at.y + 1; ++y) {
-      for (int64_t x = at.x - 1; x <= at.x + 1; ++x) {
+    for (int y = at.y - 1; y <= at.y + 1; ++y) {
+      for (int x = at.x - 1; x <= at.x + 1; ++x) {
         if (inside(y, x)) f(y, x);
       }
     }
@@ -195,6 +206,53 @@ __host__ __device__ inline bool leaves(const CellArchitecture& own, int e, int n
 __host__ __device__ inline bool fed(const CellArchitecture& own, int n) {
   bool any = n == 0;
   for (int e = 0; e < kCellEdges; ++e) any |= enters(own, e, n);
+  return any;
+}
+
+// Whether a launch sums a node from what enters it; otherwise it reads it where it is stored.
+__host__ __device__ inline bool is_summed(const CellArchitecture& own, int n) {
+  return n == 3 || (n > 0 && own.origins[n] == n);
+}
+
+// Makes the coefficients [kCellFan, C] of the batch norms that enter a node, by all threads; one
+// block leaves the statistics that they are made of.
+template <class T>
+__device__ void cell_make_norms(const CellOf<T>& cell, int n, Norm<T>* norms) {
+  const int64_t channels = cell.l.p.channels;
+  for (int source = 0; source < n && is_summed(cell.own, n); ++source) {
+    const int e = edge_between(source, n);
+    if (!normalised(cell.edge(e))) continue;
+    T* statistics = cell.statistics(e);
+    for (int64_t c = threadIdx.x; c < channels; c += blockDim.x) {
+      norms[source * channels + c] = cell.norm(e, c);
+      if (blockIdx.x != 0 || !cell.l.p.training) continue;
+      const Moments<T> own = cell.measured(e, c);
+      statistics[c] = own.mean;
+      statistics[channels + c] = own.variance();
+    }
+  }
+}
+
+// Whether launch `node` of the forward pass has work in an architecture.
+__host__ __device__ inline bool cell_forward_works(const CellArchitecture& own, int node) {
+  bool any = node == 3 || own.nodes[node] != kNowhere;
+  for (int e = 0; e < kCellEdges; ++e) any |= leaves(own, e, node) && convolves(own.edges[e]);
+  return any;
+}
+// In evaluation, with nothing kept: what leaves a node is added to the nodes that it enters, where
+// those are stored. A node that is only a skip is read where it comes from.
+__host__ __device__ inline bool cell_adds(const CellArchitecture& own, int e) {
+  return !is(own.edges[e], CellCode::none) &&
+         (target_of(e) == 3 || own.nodes[target_of(e)] != kNowhere);
+}
+__host__ __device__ inline bool cell_begins(const CellArchitecture& own, int e) {
+  bool begins = true;
+  for (int before = 0; before < e; ++before) begins &= !enters(own, before, target_of(e));
+  return begins;
+}
+__host__ __device__ inline bool cell_evaluation_works(const CellArchitecture& own, int node) {
+  bool any = node == 0 && !fed(own, 3);
+  for (int e = 0; e < kCellEdges; ++e) any |= source_of(e) == node && cell_adds(own, e);
   return any;
 }
 
@@ -275,12 +333,10 @@ inline int64_t cell_blocks(const NB201CellParams& p, int64_t pixels_per_block) {
 
 // Architectures of the call from `first` on, their places still without scratch.
 template <class T>
-CellLaunch<T> cell_launch(const NB201CellParams& p, int64_t first, int64_t blocks,
-                          int32_t& places) {
+CellLaunch<T> cell_launch(const NB201CellParams& p, int64_t first, int32_t& places) {
   CellLaunch<T> l{};
   l.p = p;
   l.first = first;
-  l.blocks = blocks;
   l.count =
       static_cast<int>(p.architectures - first < kCellMost ? p.architectures - first : kCellMost);
   for (int i = 0; i < l.count; ++i) {
