@@ -153,6 +153,7 @@ __device__ __forceinline__ void cell_fan_out(const CellTileLaunch& p, const Cell
                                              float* store, float* source, float* weights,
                                              const Results& results) {
   const CellRows<Split> rows(p);
+#pragma unroll 1
   for (int pass = 0; pass < 2; ++pass) {
     const bool rectified = pass == 0;
     if (!cell_any_reads(cell, rectified) && (rectified || !store)) continue;
@@ -192,7 +193,7 @@ __device__ __forceinline__ void cell_fan_out(const CellTileLaunch& p, const Cell
 
 // Nodes 0, 1 and 2 in training, or where something is kept.
 template <class Precision, class Split>
-__global__ void __launch_bounds__(Split::kThreads)
+__global__ void __launch_bounds__(Split::kThreads, 1)
     cell_forward_tile(const __grid_constant__ CellTileLaunch p) {
   wait_for_previous();
   const CellLaunch<float>& l = p.l;
@@ -272,7 +273,7 @@ __device__ __forceinline__ void cell_add_plain(const CellTileLaunch& p, const Ce
 
 // Nodes 0, 1 and 2 in evaluation, with nothing kept.
 template <class Precision, class Split>
-__global__ void __launch_bounds__(Split::kThreads)
+__global__ void __launch_bounds__(Split::kThreads, 1)
     cell_evaluate_tile(const __grid_constant__ CellTileLaunch p) {
   wait_for_previous();
   const CellLaunch<float>& l = p.l;
@@ -317,7 +318,7 @@ __global__ void __launch_bounds__(Split::kThreads)
 }
 
 // Node 3 in training, or where something is kept: one thread four channels of a pixel.
-inline __global__ void __launch_bounds__(kCellThreads)
+static __global__ void __launch_bounds__(kCellThreads, 1)
     cell_output_tile(const __grid_constant__ CellTileLaunch p) {
   wait_for_previous();
   const CellLaunch<float>& l = p.l;

@@ -12,8 +12,9 @@
 // take the sums of the batch norms that enter the node. The last does the same for the input, and
 // beside that, in blocks of its own, all gradients of weights: neither needs the other, and six
 // edges' blocks fill the device with few partial results of each.
-// All convolutions, 16 channels, 32 x 32, 256 images, tensors of 16.8 MB: 4 + 4 (gradient, raw,
-// node and node's gradient) + 2 (raw of what enters) + 6 + 1 + 8 + 15 = 40, 671 MB.
+// All convolutions, 16 channels, 32 x 32 pixels, 256 images, tensors of 16.8 MB: 4 (gradient and
+// three raw outputs), node 2: 4 (gradient, raw, node, result) + 2 raw outputs of what enters, node
+// 1: 6 + 1, the input: 8, weights: 18 (gradient, raw and node of each). 43 of them, 721 MB.
 namespace cwkernels {
 
 // Of a launch by matrix units, what the gradients of weights need beside it. A convolution's are
@@ -29,7 +30,7 @@ struct CellBackLaunch {
 static_assert(sizeof(CellBackLaunch) <= 4096);
 
 // The first launch: one thread four channels of a pixel.
-inline __global__ void __launch_bounds__(kCellThreads)
+static __global__ void __launch_bounds__(kCellThreads, 1)
     cell_sums_tile(const __grid_constant__ CellBackLaunch p) {
   wait_for_previous();
   const CellLaunch<float>& l = p.t.l;
@@ -104,15 +105,17 @@ class CellBackTile {
   // Channels from `output` on: through convolutions and their ReLU, then what projections, skips
   // and pools add.
   __device__ __forceinline__ void operator()(const CellOf<float>& cell, const TilePlace& tile,
-                                             const CellOutputs<Split>& outputs, int output,
-                                             Results& results) const {
+                                             int output, Results& results) const {
     results.clear();
+#pragma unroll 1
     for (int pass = 0; pass < 2; ++pass) {
       const bool rectified = pass == 0;
+#pragma unroll 1
       for (int target = p_.l.node + 1; target < kCellNodes; ++target) {
         if (cell_reads(cell, target, rectified)) convolve(cell, tile, target, output, results);
       }
       if (!rectified || !cell_any_reads(cell, true)) continue;
+      const CellOutputs<Split> outputs(p_, tile);
       const float* node = cell.node(p_.l.node) + output;
       cell_each_result<Split>(results, outputs, [&](int n, int i, float* pair) {
         const Two value = load_lanes<2>(node + outputs.offsets[i] + n);
@@ -120,6 +123,8 @@ class CellBackTile {
         pair[1] = value[1] <= 0 ? 0.0f : pair[1];
       });
     }
+    const CellOutputs<Split> outputs(p_, tile);
+#pragma unroll 1
     for (int target = p_.l.node + 1; target < kCellNodes; ++target) {
       const CellChoice& edge = cell.edge(edge_between(p_.l.node, target));
       if (is(edge, CellCode::none) || convolves(edge)) continue;
@@ -213,7 +218,7 @@ __device__ __forceinline__ void cell_sum_tile(const CellOf<float>& cell, int e, 
 
 // The launches of nodes 2 and 1.
 template <class Precision, class Split>
-__global__ void __launch_bounds__(Split::kThreads)
+__global__ void __launch_bounds__(Split::kThreads, 1)
     cell_backward_tile(const __grid_constant__ CellBackLaunch p) {
   wait_for_previous();
   const CellLaunch<float>& l = p.t.l;
@@ -232,10 +237,10 @@ __global__ void __launch_bounds__(Split::kThreads)
   Sums<float>* mine = sums + Split::pixel() / (Split::kM * kMmaRows) * channels;
   for (int64_t number = blockIdx.x; number < p.t.tiles.count; number += gridDim.x) {
     const TilePlace tile = tile_place(p.t.tiles, number);
-    const CellOutputs<Split> outputs(p.t, tile);
     for (int output = 0; output < channels; output += Split::kOutputs) {
       typename Split::Sums results;
-      gradient(cell, tile, outputs, output, results);
+      gradient(cell, tile, output, results);
+      const CellOutputs<Split> outputs(p.t, tile);
       float* to = cell.grad(l.node) + output;
       cell_each_result<Split>(results, outputs, [&](int n, int i, const float* pair) {
         store_lanes(to + outputs.offsets[i] + n, Two{{pair[0], pair[1]}});
@@ -272,10 +277,10 @@ __device__ __forceinline__ void cell_input_tiles(const CellTileLaunch& p, int64_
     gradient.begin(cell);
     for (int64_t number = block; number < p.tiles.count; number += p.l.blocks) {
       const TilePlace tile = tile_place(p.tiles, number);
-      const CellOutputs<Split> outputs(p, tile);
       for (int output = 0; output < p.l.p.channels; output += Split::kOutputs) {
         typename Split::Sums results;
-        gradient(cell, tile, outputs, output, results);
+        gradient(cell, tile, output, results);
+        const CellOutputs<Split> outputs(p, tile);
         float* to = cell.grad(0) + output;
         cell_each_result<Split>(results, outputs, [&](int n, int i, const float* pair) {
           Two own{{pair[0], pair[1]}};
@@ -422,7 +427,7 @@ constexpr bool kCellWide = Split::kOutputs % 32 == 0;
 
 // The last launch: blocks for the input, then blocks for weights.
 template <class Precision, class Split>
-__global__ void __launch_bounds__(Split::kThreads)
+__global__ void __launch_bounds__(Split::kThreads, 1)
     cell_backward_last_tile(const __grid_constant__ CellBackLaunch p) {
   using Weights = CellWeights<kCellWide<Split>>;
   using Pointwise = CellWeightsPointwise<kCellWide<Split>>;

@@ -109,7 +109,7 @@ __device__ __forceinline__ void cell_leave_rows(const Partials<Value>& to, int s
 // Any number of channels, float and double; one thread an output, its node values computed on the
 // fly. Shared memory: 36 bytes a channel and 3 KB (float).
 template <class T>
-__global__ void __launch_bounds__(kCellThreads)
+__global__ void __launch_bounds__(kCellThreads, 1)
     cell_forward_general(const __grid_constant__ CellLaunch<T> l) {
   wait_for_previous();
   const CellOf<T> cell(l, static_cast<int>(blockIdx.y));
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kCellThreads)
 
 // In evaluation, with nothing kept: what leaves node l.node is added to the nodes that it enters.
 template <class T>
-__global__ void __launch_bounds__(kCellThreads)
+__global__ void __launch_bounds__(kCellThreads, 1)
     cell_evaluate_general(const __grid_constant__ CellLaunch<T> l) {
   wait_for_previous();
   const CellOf<T> cell(l, static_cast<int>(blockIdx.y));

@@ -56,7 +56,7 @@ __host__ __device__ inline bool cell_sums_enter(const CellArchitecture& own, int
 
 // The first launch.
 template <class T>
-__global__ void __launch_bounds__(kCellThreads)
+__global__ void __launch_bounds__(kCellThreads, 1)
     cell_sums_general(const __grid_constant__ CellLaunch<T> l) {
   wait_for_previous();
   const CellOf<T> cell(l, static_cast<int>(blockIdx.y));
@@ -149,7 +149,7 @@ __device__ void cell_make_backward(const CellOf<T>& cell, int node, NormBackward
 
 // The launches of nodes 2 and 1. Shared memory: 48 bytes a channel and 2 KB (float).
 template <class T>
-__global__ void __launch_bounds__(kCellThreads)
+__global__ void __launch_bounds__(kCellThreads, 1)
     cell_backward_general(const __grid_constant__ CellLaunch<T> l) {
   wait_for_previous();
   const CellOf<T> cell(l, static_cast<int>(blockIdx.y));
@@ -247,7 +247,7 @@ inline __host__ __device__ int64_t cell_weight_chunks(int64_t channels) {
 
 // The last launch: blocks for the input, then blocks for weights.
 template <class T>
-__global__ void __launch_bounds__(kCellThreads)
+__global__ void __launch_bounds__(kCellThreads, 1)
     cell_backward_last_general(const __grid_constant__ CellLaunch<T> l) {
   wait_for_previous();
   const int64_t inputs = l.blocks * (l.p.shared ? 1 : l.count);
