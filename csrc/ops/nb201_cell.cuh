@@ -193,7 +193,7 @@ __device__ __forceinline__ void cell_fan_out(const CellTileLaunch& p, const Cell
 
 // Nodes 0, 1 and 2 in training, or where something is kept.
 template <class Precision, class Split>
-__global__ void __launch_bounds__(Split::kThreads, 1)
+__global__ void __launch_bounds__(Split::kThreads, Split::kResident)
     cell_forward_tile(const __grid_constant__ CellTileLaunch p) {
   wait_for_previous();
   const CellLaunch<float>& l = p.l;

@@ -40,7 +40,7 @@ __device__ __forceinline__ void cell_load_tile(const CellTileLaunch& p, const Ti
     }
     return four;
   };
-  move_in_batches<Four>(t.source_pixels() * pieces, read, [&](int i, const Four& four) {
+  move_in_batches<Four, kBatch>(t.source_pixels() * pieces, read, [&](int i, const Four& four) {
     store_lanes(to + i / pieces * stride + i % pieces * 4, four);
   });
 }
