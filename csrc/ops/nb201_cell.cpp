@@ -129,6 +129,8 @@ void check(const char* name, const Tensor& images, const Tensor& selection, cons
                   bank.scalar_type() == dtype,
               name, "weights[" + std::to_string(i) + "]", "a contiguous bank [S, C, C, R, R]",
               describe(bank));
+    CWK_CHECK(bank.device() == images.device(), name, "weights[" + std::to_string(i) + "]",
+              "a tensor on the input's device", "one on another device");
   }
   for (const Tensors* group : {&running_mean, &running_var}) {
     for (size_t i = 0; !training && i < group->size(); ++i) {
@@ -137,6 +139,9 @@ void check(const char* name, const Tensor& images, const Tensor& selection, cons
                     own.numel() == weights[i / 2 * per_edge].size(0) * images.size(2),
                 name, "running statistics [" + std::to_string(i) + "]", "contiguous [S, C]",
                 describe(own));
+      CWK_CHECK(own.device() == images.device(), name,
+                "running statistics [" + std::to_string(i) + "]", "a tensor on the input's device",
+                "one on another device");
     }
   }
 }
@@ -248,6 +253,10 @@ Backward backward(const Run& run, const Tensor& grad, const Tensor& input, const
             name, "kept", "what nb201_cell kept", describe(kept));
   CWK_CHECK(statistics.is_contiguous() && statistics.numel() == a * 12 * images.size(2), name,
             "statistics", "those of nb201_cell", describe(statistics));
+  for (const Tensor* own : {&grad, &statistics, &kept}) {
+    CWK_CHECK(own->device() == images.device(), name, "grad, statistics, kept",
+              "tensors on the input's device", "one on another device");
+  }
   const auto all_rows = place_gradients(plans, weights.size());
   NB201CellParams params = prepare(images, plans, weights, running_mean, running_var, training,
                                    count_include_pad, eps, winograd);
@@ -303,12 +312,23 @@ Backward nb201_cell_backward_cpu(const Tensor& grad, const Tensor& input, const 
 }
 
 #if CWK_WITH_CUDA
+// What the kernels count with: 31 bits for pixels, and coefficients of all channels in shared
+// memory.
+void check_sizes(const char* name, const NB201CellParams& params) {
+  constexpr int64_t kMostPixels = (int64_t{1} << 31) - 1, kMostChannels = 1536;
+  const int64_t pixels = params.images * params.height * params.width;
+  CWK_CHECK(pixels <= kMostPixels, name, "input", "fewer than 2^31 pixels", pixels);
+  CWK_CHECK(params.channels <= kMostChannels, name, "input", "at most 1536 channels on the GPU",
+            params.channels);
+}
+
 Forward nb201_cell_gpu(const Tensor& input, const Tensor& selection, const Tensors& weights,
                        const Tensors& running_mean, const Tensors& running_var, bool training,
                        bool count_include_pad, double eps, bool winograd, bool /*dense_grad*/,
                        bool keep) {
   const GpuCall call("nb201_cell", input);
   const auto run = [&call](NB201CellParams& params, const Tensor& images) {
+    check_sizes("nb201_cell", params);
     const GpuScratch scratch(nb201_cell_cuda_scratch(params), images);
     params.workspace = scratch.data();
     params.tickets = scratch.tickets();
@@ -325,6 +345,7 @@ Backward nb201_cell_backward_gpu(const Tensor& grad, const Tensor& input, const 
                                  double eps, bool winograd, bool need_weights) {
   const GpuCall call("nb201_cell_backward", input);
   const auto run = [&call](NB201CellParams& params, const Tensor& images) {
+    check_sizes("nb201_cell_backward", params);
     const GpuScratch scratch(nb201_cell_backward_cuda_scratch(params), images);
     params.workspace = scratch.data();
     params.tickets = scratch.tickets();

@@ -191,7 +191,17 @@ __device__ __forceinline__ void cell_fan_out(const CellTileLaunch& p, const Cell
   }
 }
 
-// Nodes 0, 1 and 2 in training, or where something is kept.
+// Nodes 0, 1 and 2 in training, or where something is kept. A block goes through its tiles; 256
+// threads. Of a batch of 256:
+//   16 channels, 32 x 32: tiles of 16 x 16 pixels, 18 x 18 with their rim, 25.9 KB; the weights of
+//     three convolutions stay, 35.0 KB; coefficients and moments, 6.5 KB. Two blocks a processor
+//     (67.5 KB and at most 128 registers each); 1024 tiles are 3.9 for each of 264 blocks.
+//   32 channels, 16 x 16: an image, 46.7 KB, and 16 channels of one convolution's weights at a
+//   time,
+//     23.2 KB; 256 tiles. By registers one block a processor, as with
+//   64 channels, 8 x 8: two images, 10 x 10 each, 54.4 KB, and weights, 46.2 KB; 128 tiles, less
+//     than one for each processor of an H100. With the rest 112.3 KB, and where a block has no more
+//     than 99 KB, one image.
 template <class Precision, class Split>
 __global__ void __launch_bounds__(Split::kThreads, Split::kResident)
     cell_forward_tile(const __grid_constant__ CellTileLaunch p) {
@@ -365,6 +375,13 @@ static __global__ void __launch_bounds__(kCellThreads, 1)
         whole[channels + c] = sum.variance();
       });
 }
+
+static_assert(shared_bytes<float>(18 * 18 * cell_pixel_stride(16)) == 25984);
+static_assert(kCellFan * Cell16::weight_values(9) * sizeof(float) == 34992);
+static_assert(18 * 18 * cell_pixel_stride(32) * sizeof(float) == 46656);
+static_assert(Cell32::weight_values(9) * sizeof(float) == 23184);
+static_assert(2 * 10 * 10 * cell_pixel_stride(64) * sizeof(float) == 54400);
+static_assert(Cell64::weight_values(9) * sizeof(float) == 46224);
 
 // --- Host ----------------------------------------------------------------------------------------
 

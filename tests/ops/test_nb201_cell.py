@@ -198,7 +198,9 @@ def test_an_architecture_does_not_depend_on_the_others(cell: Cell, device: torch
         together = evaluate(on_device(run(cell, selection), device), inputs, gradient)
         for a, chosen in enumerate(selection):
             own = inputs if shared else {**inputs, "input": inputs["input"][a]}
-            alone = evaluate(on_device(run(cell, chosen), device), own, {"output": gradient["output"][a]})
+            alone = evaluate(
+                on_device(run(cell, chosen), device), own, {"output": gradient["output"][a]}
+            )
             compared = ["output", "edge means", "edge variances", "output statistics"]
             for name in compared if shared else [*compared, "gradient of input"]:
                 all_of, result = together[name], alone[name]
@@ -242,7 +244,9 @@ def test_results_repeat_bit_for_bit(channels: int, device: torch.device, threads
     inputs, gradient = cell.inputs(), cotangents(cell, selection)
     first = evaluate(on_device(run(cell, selection), device), inputs, gradient)
     for _ in range(3):
-        for name, result in evaluate(on_device(run(cell, selection), device), inputs, gradient).items():
+        for name, result in evaluate(
+            on_device(run(cell, selection), device), inputs, gradient
+        ).items():
             expected = first[name]
             assert (result is None) == (expected is None)
             if result is not None and expected is not None:
