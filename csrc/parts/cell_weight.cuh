@@ -19,6 +19,16 @@ struct CellBackLaunch {
 };
 static_assert(sizeof(CellBackLaunch) <= 4096);
 
+// Weights by channels: chunks of 32 x 32 where they divide, else 16 x 16.
+template <bool kWide>
+using CellWeights =
+    std::conditional_t<kWide, WeightSplit<2, 2, 2, 1, 2, 3>, WeightSplit<1, 1, 8, 1, 2, 3>>;
+template <bool kWide>
+using CellWeightsPointwise =
+    std::conditional_t<kWide, WeightSplit<2, 2, 2, 1, 2, 1>, WeightSplit<1, 1, 8, 1, 2, 1>>;
+template <class Split>
+constexpr bool kCellWide = Split::kOutputs % 32 == 0;
+
 // What one block has of the gradient of a chunk of weights, of its part of the tiles: written to
 // `to`, [kOutputs, kInputs, taps].
 template <class Precision, class Split>
@@ -76,6 +86,15 @@ __device__ __forceinline__ void cell_weight_part(const CellBackLaunch& p, const 
     to[(k * Split::kInputs + c) * Split::kTaps + tap] = value;
   });
 }
+
+// On an H100, 264 blocks for six convolutions: of 16 channels 44 parts of 9.2 KB each, 2.4 MB of
+// partial results an architecture; of 32 channels 44 of 36.9 KB, 9.7 MB; of 64 channels 4 chunks
+// with 11 parts of 36.9 KB, 9.7 MB, of which the last of a group reads at most 590 KB out of L2.
+// Shared memory of 32 x 32 chunks: 128 gradients of 40 floats, 20.5 KB, and 180 source pixels (two
+// images of 8 x 8: 200), 28.8 or 32.0 KB, less than the input's tiles ask for.
+static_assert(16 * 16 * 9 * sizeof(float) == 9216 && 32 * 32 * 9 * sizeof(float) == 36864);
+static_assert(44 * 6 == 2 * 132 && 4 * 11 * 6 == 2 * 132 && kGroup * 36864 == 589824);
+static_assert(CellWeights<true>::values(200) * sizeof(float) == 20480 + 32000);
 
 // Sums the groups' results of a chunk of weights into a row of a bank's gradient, for all
 // architectures of the launch that have read it, in order.
@@ -139,16 +158,6 @@ __device__ __forceinline__ void cell_weight_tiles(const CellBackLaunch& p, int64
   cell_sum_weights<Split>(p, job, chunk);
 }
 
-// Weights by channels: chunks of 32 x 32 where they divide, else 16 x 16.
-template <bool kWide>
-using CellWeights =
-    std::conditional_t<kWide, WeightSplit<2, 2, 2, 1, 2, 3>, WeightSplit<1, 1, 8, 1, 2, 3>>;
-template <bool kWide>
-using CellWeightsPointwise =
-    std::conditional_t<kWide, WeightSplit<2, 2, 2, 1, 2, 1>, WeightSplit<1, 1, 8, 1, 2, 1>>;
-template <class Split>
-constexpr bool kCellWide = Split::kOutputs % 32 == 0;
-
 // --- Host ----------------------------------------------------------------------------------------
 
 // The convolutions whose weights' gradients a launch makes, architecture by architecture.
@@ -179,8 +188,8 @@ size_t cell_weight_bytes(const Tiles& tiles) {
 }
 
 // How the gradients of weights are shared out: two blocks a processor for six convolutions. The
-// partial results of one architecture have at most kCellWorkspace bytes; returns whether they do,
-// and how many architectures' have.
+// partial results of a launch have at most kCellWorkspace bytes; returns how many architectures it
+// may have then, none if one has too many.
 constexpr int64_t kCellWorkspace = int64_t{32} << 20;
 template <class Split>
 int64_t make_weight_tiles(CellBackLaunch& p) {
