@@ -119,11 +119,12 @@ def run(cell: Cell, selection: Tensor) -> Function:
 
     def function(tensors: Tensors) -> Tensors:
         input = tensors["input"]
+        running = cell.running(input.dtype)
         output, statistics, own = ops.nb201_cell(
             input,
             selection,
             cell.weights(tensors),
-            *cell.running(input.dtype),
+            *([tensor.to(input.device) for tensor in group] for group in running),
             training=cell.training,
             count_include_pad=cell.count_include_pad,
             eps=cell.eps,
