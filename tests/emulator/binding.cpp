@@ -20,17 +20,17 @@ Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes) {
   return torch::stable::new_empty(like, sizes);
 }
 
+Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return torch::stable::new_empty(like, sizes);
+}
+
 }  // namespace cwkernels
 
-extern "C" {
+#define CWK_EXPORTED extern "C" __attribute__((visibility("default")))
 
-__attribute__((visibility("default"))) void cwk_emulator_configure(int capability, int processors,
-                                                                   uint64_t seed) {
+CWK_EXPORTED void cwk_emulator_configure(int capability, int processors, uint64_t seed) {
   cwkernels::emulator::configure({capability, processors, seed});
 }
 
 // Launches since the last configure.
-__attribute__((visibility("default"))) int64_t cwk_emulator_launches() {
-  return cwkernels::emulator::launches();
-}
-}
+CWK_EXPORTED int64_t cwk_emulator_launches() { return cwkernels::emulator::launches(); }

@@ -3,6 +3,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "runtime.h"
 
@@ -57,7 +58,7 @@ inline T load_constant(const T* source) {
   return *source;
 }
 
-inline void wait_for_previous(Site site = Site::current()) { emulator::wait_for_previous(site); }
+inline void wait_for_previous() { emulator::wait_for_previous(); }
 // The next launch's blocks always start before this one's run.
 inline void allow_next() {}
 
@@ -207,6 +208,7 @@ struct Grid {
 template <class Params>
 int launch(void (*kernel)(Params), Grid grid, int threads, size_t shared, void* /*stream*/,
            const Params& params, Site site = Site::current()) {
+  static_assert(std::is_trivially_copyable_v<Params>);
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return 0;
   const auto run = [](const void* kernel, const void* params) {
     reinterpret_cast<void (*)(Params)>(kernel)(*static_cast<const Params*>(params));

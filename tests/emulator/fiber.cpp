@@ -8,9 +8,6 @@
 #include <cstdlib>
 
 #include "sanitizers.h"
-#ifndef __x86_64__
-#include <ucontext.h>
-#endif
 
 namespace cwkernels::emulator {
 
@@ -47,9 +44,6 @@ Fiber* Fiber::running_ = nullptr;
 
 Fiber::Fiber() : clock_(Clock::of_the_running()) {
   Clock::origin();  // made now, before the host has done anything
-#ifndef __x86_64__
-  context_ = new ucontext_t;
-#endif
 }
 
 Fiber::Fiber(void (*entry)()) : entry_(entry), stack_bytes_(kStack) {
@@ -61,15 +55,9 @@ Fiber::Fiber(void (*entry)()) : entry_(entry), stack_bytes_(kStack) {
   mprotect(memory, page, PROT_NONE);  // an overflow faults
   stack_ = static_cast<unsigned char*>(memory) + page;
   bottom_ = stack_;
-#ifndef __x86_64__
-  context_ = new ucontext_t;
-#endif
 }
 
 Fiber::~Fiber() {
-#ifndef __x86_64__
-  delete static_cast<ucontext_t*>(context_);
-#endif
   if (stack_ == nullptr) return;
   const Unseen unseen;
   const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
@@ -102,12 +90,11 @@ void Fiber::restart() {
   for (int i = 1; i <= 6; ++i) top[-i] = nullptr;
   context_ = top - 6;
 #else
-  auto* context = static_cast<ucontext_t*>(context_);
-  getcontext(context);
-  context->uc_stack.ss_sp = stack_;
-  context->uc_stack.ss_size = stack_bytes_;
-  context->uc_link = nullptr;
-  makecontext(context, &Fiber::begin, 0);
+  getcontext(&context_);
+  context_.uc_stack.ss_sp = stack_;
+  context_.uc_stack.ss_size = stack_bytes_;
+  context_.uc_link = nullptr;
+  makecontext(&context_, &Fiber::begin, 0);
 #endif
 }
 
@@ -132,7 +119,7 @@ void Fiber::switch_to(Fiber& next, [[maybe_unused]] bool dying) {
 #ifdef __x86_64__
   cwk_switch_stacks(&context_, next.context_);
 #else
-  swapcontext(static_cast<ucontext_t*>(context_), static_cast<ucontext_t*>(next.context_));
+  swapcontext(&context_, &next.context_);
 #endif
   arrive();
 }

@@ -1,5 +1,8 @@
 #pragma once
 #include <cstddef>
+#ifndef __x86_64__
+#include <ucontext.h>
+#endif
 
 // A flow of control with a stack of its own, as cheap to switch to as a call.
 namespace cwkernels::emulator {
@@ -23,7 +26,11 @@ class Fiber {
   void arrive();
 
   void (*entry_)() = nullptr;
-  void* context_ = nullptr;  // where it stopped: its stack pointer, or a ucontext_t
+#ifdef __x86_64__
+  void* context_ = nullptr;  // the stack pointer where it stopped
+#else
+  ucontext_t context_;
+#endif
   unsigned char* stack_ = nullptr;
   size_t stack_bytes_ = 0;
   void* clock_ = nullptr;       // ThreadSanitizer's

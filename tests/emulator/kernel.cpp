@@ -1,5 +1,6 @@
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "state.h"
 
@@ -31,8 +32,7 @@ static Meeting& open_meeting(Warp& warp, Act act, unsigned mask, const Site& sit
   const unsigned never = mask & (warp.exited | warp.at_barrier);
   if (never) {
     fail("arrives at " + text(Meeting{act, mask, 0, site}) + ", and lane " +
-         std::to_string(first_lane(never)) +
-         (never & -never & warp.exited ? " has exited" : " waits in sync_block"));
+         std::to_string(first_lane(never)) + " has exited or waits in sync_block");
   }
   warp.meetings.push_back({act, mask, 0, site});
   return warp.meetings.back();
@@ -45,10 +45,9 @@ void meet(Act act, unsigned mask, void* with, Site site) {
   const unsigned named = mask;
   mask &= warp.exist;
   if (!(mask & self.bit())) fail(text(Meeting{act, named, 0, site}) + " does not name this lane");
-  if (act >= Act::mma_tf32 && mask != ~0u)
-    fail(text(Meeting{act, named, 0, site}) + " needs 32 lanes");
+  const bool whole = act < Act::mma_tf32 || mask == ~0u;
+  if (!whole) fail(text(Meeting{act, named, 0, site}) + " needs 32 lanes");
   Meeting& meeting = open_meeting(warp, act, mask, site);
-  if (meeting.arrived & self.bit()) std::abort();
   meeting.arrived |= self.bit();
   self.with = with;
   char* order = nullptr;
@@ -86,8 +85,8 @@ void sync_block(Site site) {
     if (!(meeting.mask & self.bit())) continue;
     fail("arrives at sync_block at " + text(site) + ", and others wait for it in " + text(meeting));
   }
-  if (block.exited != 0)
-    fail("arrives at sync_block at " + text(site) + ", and others have exited");
+  const bool all = block.exited == 0;
+  if (!all) fail("arrives at sync_block at " + text(site) + ", and others have exited");
   char* order = &block.order[block.barriers % 2];
   block.barrier_site = site;
   publish(order);
@@ -117,7 +116,7 @@ void fence() {
   pause();
 }
 
-void wait_for_previous(Site) {
+void wait_for_previous() {
   const Unseen unseen;
   Thread& self = *current;
   Launch& launch = *self.block->launch;
@@ -195,29 +194,29 @@ void begin_copy(const Copy& copy, Site site) {
     fail("copies at " + text(site) + " from an address that is no multiple of " +
          std::to_string(copy.bytes));
   }
-  current->copies.push_back(copy);
-  ++current->uncommitted;
+  current->copies.all.push_back(copy);
+  ++current->copies.uncommitted;
 }
 
 void commit_copies() {
   const Unseen unseen;
-  current->groups.push_back(current->uncommitted);
-  current->uncommitted = 0;
+  Copies& copies = current->copies;
+  copies.groups.push_back(std::exchange(copies.uncommitted, 0));
 }
 
 bool next_copy(int wanted, Copy& copy) {
   const Unseen unseen;
-  Thread& self = *current;
-  while (self.groups.size() > static_cast<size_t>(wanted)) {
-    if (self.groups.front() == 0) {
-      self.groups.erase(self.groups.begin());
+  Copies& copies = current->copies;
+  while (copies.groups.size() > static_cast<size_t>(wanted)) {
+    if (copies.groups.front() == 0) {
+      copies.groups.erase(copies.groups.begin());
       continue;
     }
-    --self.groups.front();
-    copy = self.copies[self.first_copy++];
-    if (self.first_copy == self.copies.size()) {
-      self.copies.clear();
-      self.first_copy = 0;
+    --copies.groups.front();
+    copy = copies.all[copies.first++];
+    if (copies.first == copies.all.size()) {
+      copies.all.clear();
+      copies.first = 0;
     }
     return true;
   }

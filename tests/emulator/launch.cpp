@@ -35,8 +35,8 @@ Fiber& end_of_thread() {
   }
   publish(&block.launch->end);
   warp.exited |= self.bit();
-  if (++block.exited < block.threads.size()) return next_fiber();
-  return host_fiber();  // which starts the next block
+  // The host starts the next block.
+  return ++block.exited < block.threads.size() ? next_fiber() : host_fiber();
 }
 
 void run_thread() {
@@ -44,7 +44,6 @@ void run_thread() {
   call.run(call.kernel, call.params);
   Fiber& self = current->fiber;
   self.switch_to(end_of_thread(), true);
-  std::abort();
 }
 
 // --- Blocks --------------------------------------------------------------------------------------
@@ -67,7 +66,7 @@ void start_block(Launch& launch) {
   block.launch = &launch;
   const auto threads = static_cast<size_t>(launch.call.threads);
   block.warps.resize((threads + kLanes - 1) / kLanes);
-  const auto part = [&](int64_t value) { return static_cast<unsigned>(value); };
+  const auto part = [](int64_t value) { return static_cast<unsigned>(value); };
   const int64_t* grid = launch.call.grid;
   for (size_t i = 0; i < threads; ++i) {
     Thread* thread = take_thread();
@@ -79,13 +78,9 @@ void start_block(Launch& launch) {
     thread->block = &block;
     thread->lane = static_cast<int>(i % kLanes);
     thread->warp = &block.warps[i / kLanes];
+    thread->copies = {};
     thread->waited = thread->fenced = false;
-    thread->copies.clear();
-    thread->groups.clear();
-    thread->first_copy = 0;
-    thread->uncommitted = 0;
     thread->fiber.restart();
-    thread->warp->block = &block;
     thread->warp->lanes[thread->lane] = thread;
     thread->warp->exist |= thread->bit();
     block.threads.push_back(thread);
@@ -95,12 +90,11 @@ void start_block(Launch& launch) {
 
 // What a write beside a piece has left there, if AddressSanitizer does not look.
 bool margins_hold(const Piece& piece) {
-  const unsigned char* end = piece.memory + kMargin + piece.rounded + kMargin;
-  for (const unsigned char* byte = piece.memory; byte < end; ++byte) {
-    if (byte == piece.memory + kMargin) byte += piece.bytes;
-    if (byte < end && *byte != kMarginByte) return false;
-  }
-  return true;
+  const auto hold = [&](size_t begin, size_t end) {
+    return std::all_of(piece.memory + begin, piece.memory + end,
+                       [](unsigned char byte) { return byte == kMarginByte; });
+  };
+  return hold(0, kMargin) && hold(kMargin + piece.bytes, kMargin + piece.rounded + kMargin);
 }
 
 void end_block(Block& block) {
@@ -114,16 +108,10 @@ void end_block(Block& block) {
   }
   for (const Piece& piece : block.pieces) std::free(piece.memory);
   if (block.published) Clock::destroy(block.published);
-  for (Warp& warp : block.warps) {
-    forget(warp);
-  }
+  for (Warp& warp : block.warps) forget(warp);
   // The stacks that were used last are in the caches.
   for (Thread* thread : block.threads) {
-    if (CWK_TSAN) {
-      idle.emplace_back(thread);
-    } else {
-      idle.emplace_front(thread);
-    }
+    idle.emplace(CWK_TSAN ? idle.end() : idle.begin(), thread);
   }
 }
 
@@ -148,7 +136,8 @@ void drive(Launch& launch) {
   }
 }
 
-// No thread can go on: says where one waits, and which one does not come.
+// No thread can go on: says where one waits, and which lane does not come. Other reasons are seen
+// when a thread arrives or exits.
 std::string deadlock(const Launch& launch) {
   for (const auto& block : launch.live) {
     for (const Warp& warp : block->warps) {
@@ -157,11 +146,6 @@ std::string deadlock(const Launch& launch) {
         return text(*warp.lanes[first_lane(meeting.arrived)]) + ": waits in " + text(meeting) +
                ", and lane " + std::to_string(missing) + " never arrives";
       }
-    }
-    for (const Warp& warp : block->warps) {
-      if (warp.at_barrier == 0) continue;
-      return text(*warp.lanes[first_lane(warp.at_barrier)]) + ": waits in sync_block at " +
-             text(block->barrier_site) + ", and not all threads arrive";
     }
   }
   return text(launch) + ": no thread can go on";
@@ -208,30 +192,22 @@ Limits limits() {
   }
 }
 
-int refuse(int code, const std::string& what) {
-  error = what;
+// Says what is too large or too small; 0 if nothing is.
+int refuse(int code, const std::string& what, int64_t got, int64_t most) {
+  if (got >= (code == kInvalidValue ? 0 : 1) && got <= most) return 0;
+  error = what + ": wanted at most " + std::to_string(most) + ", got " + std::to_string(got);
   return code;
 }
 
 int check(const Call& call, const std::string& who) {
-  if (call.threads < 1 || call.threads > 1024) {
-    return refuse(kInvalidConfiguration, who + ": " + std::to_string(call.threads) +
-                                             " threads in a block, and 1 to 1024 are allowed");
-  }
-  constexpr int64_t most[3] = {0x7fffffff, 65535, 65535};
-  for (int d = 0; d < 3; ++d) {
-    if (call.grid[d] >= 1 && call.grid[d] <= most[d]) continue;
-    return refuse(kInvalidConfiguration, who + ": grid." + "xyz"[d] + " is " +
-                                             std::to_string(call.grid[d]) + ", and 1 to " +
-                                             std::to_string(most[d]) + " are allowed");
-  }
-  if (call.shared > most_shared_bytes()) {
-    return refuse(kInvalidValue, who + ": " + std::to_string(call.shared) +
-                                     " bytes of shared memory in a block, and sm_" +
-                                     std::to_string(device.capability) + " has " +
-                                     std::to_string(most_shared_bytes()));
-  }
-  return 0;
+  const auto shared = static_cast<int64_t>(call.shared);
+  const auto most_shared = static_cast<int64_t>(most_shared_bytes());
+  int code = refuse(kInvalidConfiguration, who + ": threads in a block", call.threads, 1024);
+  if (!code) code = refuse(kInvalidConfiguration, who + ": grid.x", call.grid[0], 0x7fffffff);
+  if (!code) code = refuse(kInvalidConfiguration, who + ": grid.y", call.grid[1], 65535);
+  if (!code) code = refuse(kInvalidConfiguration, who + ": grid.z", call.grid[2], 65535);
+  if (!code) code = refuse(kInvalidValue, who + ": bytes of shared memory", shared, most_shared);
+  return code;
 }
 
 }  // namespace

@@ -74,7 +74,7 @@ struct Row {  // ldmatrix
 void meet(Act act, unsigned mask, void* with, Site site);
 void sync_block(Site site);
 void fence();
-void wait_for_previous(Site site);
+void wait_for_previous();
 // Before and after a ticket is taken.
 void offer_ticket(unsigned* counter);
 void accept_ticket(unsigned* counter);

@@ -25,36 +25,23 @@ namespace {
 Warp* active = nullptr;
 std::vector<Warp*> queue;  // warps with ready lanes, and some without
 
-const char* name(Act act) {
-  switch (act) {
-    case Act::sync_warp: return "sync_warp";
-    case Act::shuffle: return "a shuffle";
-    case Act::votes: return "votes";
-    case Act::mma_tf32: return "mma_tf32";
-    case Act::mma_bf16: return "mma_bf16";
-    case Act::ldmatrix: return "ldmatrix";
-    case Act::ldmatrix_transposed: return "ldmatrix_transposed";
-  }
-  return "";
-}
+constexpr const char* kActs[] = {"sync_warp", "a shuffle", "votes",  // in the order of Act
+                                 "mma_tf32",  "mma_bf16",  "ldmatrix", "ldmatrix_transposed"};
 
 // Stays with a warp for a while, or its stacks would be in no cache.
 Thread* pick() {
   if (!active || active->ready == 0 || (device.seed != 0 && draw() % 32 == 0)) {
-    active = nullptr;
-    while (!active && !queue.empty()) {
+    while (true) {
+      if (queue.empty()) return nullptr;
       const size_t i = device.seed == 0 ? 0 : draw() % queue.size();
       active = queue[i];
       if (active->ready != 0) break;
-      active->queued = false;
-      queue.erase(queue.begin() + static_cast<std::ptrdiff_t>(i));
-      active = nullptr;
+      forget(*active);
     }
-    if (!active) return nullptr;
   }
-  const unsigned turn = device.seed == 0 ? 0 : static_cast<unsigned>(draw() % kLanes);
-  const unsigned turned = active->ready >> turn | active->ready << (kLanes - turn) % kLanes;
-  const unsigned lane = (static_cast<unsigned>(first_lane(turned)) + turn) % kLanes;
+  const unsigned from = device.seed == 0 ? 0 : static_cast<unsigned>(draw() % kLanes);
+  const unsigned behind = active->ready & ~0u << from;
+  const int lane = first_lane(behind ? behind : active->ready);
   active->ready &= ~(1u << lane);
   return active->lanes[lane];
 }
@@ -70,9 +57,8 @@ std::string text(const Site& site) {
 
 std::string text(const Launch& launch) {
   const std::string name = launch.site.function_name();
-  const size_t end = name.find('(');
-  const size_t begin = name.rfind(' ', end);
-  return name.substr(begin + 1, end - begin - 1) + " (" + text(launch.site) + ")";
+  const size_t end = name.find('('), begin = name.rfind(' ', end) + 1;
+  return name.substr(begin, end - begin) + " (" + text(launch.site) + ")";
 }
 
 std::string text(const Thread& thread) {
@@ -85,7 +71,8 @@ std::string text(const Thread& thread) {
 std::string text(const Meeting& meeting) {
   char mask[16];
   std::snprintf(mask, sizeof(mask), "%08x", meeting.mask);
-  return std::string(name(meeting.act)) + " with mask " + mask + " at " + text(meeting.site);
+  return std::string(kActs[static_cast<int>(meeting.act)]) + " with mask " + mask + " at " +
+         text(meeting.site);
 }
 
 [[noreturn]] void fail(const std::string& what) {
@@ -133,6 +120,7 @@ void pause() {
 void forget(Warp& warp) {
   if (active == &warp) active = nullptr;
   if (warp.queued) std::erase(queue, &warp);
+  warp.queued = false;
 }
 
 }  // namespace cwkernels::emulator

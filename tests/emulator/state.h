@@ -26,16 +26,22 @@ struct Meeting {
 };
 
 struct Warp {
-  Block* block = nullptr;
   struct Thread* lanes[kLanes] = {};
-  // Lanes by state; one that is in none of them runs, or waits in a meeting or for the launch
-  // before.
+  // Lanes by state. One in none of them runs, waits in a meeting, or for the launch before.
   unsigned exist = 0, ready = 0, at_barrier = 0, exited = 0;
   bool queued = false;
   std::vector<Meeting> meetings;
   // Keys of order: of a mask's first lane, of its meetings with even and odd numbers.
   char order[2][kLanes];
   unsigned char parity[kLanes] = {};
+};
+
+// Copies under way.
+struct Copies {
+  std::vector<Copy> all;    // those before `first` are there
+  std::vector<int> groups;  // how many of each committed group are not
+  size_t first = 0;
+  int uncommitted = 0;
 };
 
 struct Thread {
@@ -45,11 +51,8 @@ struct Thread {
   Warp* warp = nullptr;
   int lane = 0;
   bool waited = false, fenced = false;
-  void* with = nullptr;      // what it brings to its meeting
-  std::vector<Copy> copies;  // under way, those before first_copy are there
-  size_t first_copy = 0;
-  std::vector<int> groups;  // copies in each committed group that is not there
-  int uncommitted = 0;
+  void* with = nullptr;  // what it brings to its meeting
+  Copies copies;
   char order;
 
   explicit Thread(void (*entry)()) : fiber(entry) {}
@@ -99,15 +102,14 @@ extern bool failed;        // the launch that is under way
 extern uint64_t random_state;
 uint64_t draw();
 void make_ready(Warp& warp, unsigned lanes);
-// Makes the next thread the running one, to whose fiber the caller switches; the host if none can
-// run.
+// Makes the next thread the running one, or the host if none can run; the caller switches to it.
 Fiber& next_fiber();
 Fiber& host_fiber();
 // Lets others run until someone makes this thread ready.
 void yield();
 // A place where another thread may go first, though this one need not wait.
 void pause();
-// Of a block that is thrown away.
+// No lane of it is ready.
 void forget(Warp& warp);
 
 // --- Errors --------------------------------------------------------------------------------------
