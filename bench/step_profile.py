@@ -16,7 +16,6 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from bench import experiment, floor
@@ -53,7 +52,7 @@ def kernels_of(action: Action, device: torch.device) -> list[Kernel]:
             float(event.self_device_time_total if on_gpu else event.cpu_time_total),
         )
         for event in profiled.key_averages()
-        if (event.device_type == DeviceType.CUDA if on_gpu else event.key.startswith(OURS))
+        if (event.device_type.name == "CUDA" if on_gpu else event.key.startswith(OURS))
     ]
     return sorted(kernels, key=lambda kernel: -kernel.microseconds)
 

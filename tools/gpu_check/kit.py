@@ -47,12 +47,11 @@ def make(folder: Path = KIT) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     wheels = folder / "wheels"
     wheels.mkdir(parents=True)
-    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", wheels]
-    subprocess.run([*download, "--only-binary=:all:", SANITIZER], check=True)
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    download += ["--only-binary=:all:", "--dest", str(wheels)]
+    subprocess.run([*download, SANITIZER], check=True)
     # "any": what does not depend on this machine's Python.
-    subprocess.run(
-        [*download, "--only-binary=:all:", "--platform=any", *TEST_MODULES.values()], check=True
-    )
+    subprocess.run([*download, "--platform=any", *TEST_MODULES.values()], check=True)
     compile_fragments(folder / "fragments")
     library = ROOT / "cwkernels" / "_C.so"
     if not cuda_archs():

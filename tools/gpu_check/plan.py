@@ -58,12 +58,12 @@ def stages(setting: Setting, facts: Mapping[str, Any]) -> list[Stage]:
     files: Mapping[str, int] = facts["tests"]
     return [
         Stage("fragments", (str(setting.fragments),)),
-        *(_tests(setting, file) for file in files),
+        *(_tests(setting, file, count) for file, count in files.items()),
         *(
-            _watched(setting, tool, file, part, parts)
+            _watched(setting, tool, file, count, part, parts)
             for tool in TOOLS
             for file, count in files.items()
-            for parts in [math.ceil(count * setting.sample / TESTS_A_PART)]
+            for parts in [1 if setting.dry else math.ceil(count * setting.sample / TESTS_A_PART)]
             for part in range(1, parts + 1)
         ),
         *_benchmarks(setting),
@@ -76,29 +76,31 @@ def _pytest(setting: Setting, file: str, report: Path) -> tuple[str, ...]:
     return (sys.executable, "-m", "pytest", *plain, device, f"--junitxml={report}", file)
 
 
-def _tests(setting: Setting, file: str) -> Stage:
+def _part(setting: Setting, count: int, part: int, parts: int) -> str:
+    """A dry run asks whether a stage works, not whether the kernels do: three tests are enough."""
+    return f"--part=1/{max(1, count // 3)}" if setting.dry else f"--part={part}/{parts}"
+
+
+def _tests(setting: Setting, file: str, count: int) -> Stage:
     name = f"tests.{_stem(file)}"
     report = setting.folder / f"{name}.xml"
-    command = _pytest(setting, file, report)
-    # A dry run asks whether a stage works, not whether the kernels do: CI's own tests do that.
-    command += ("--part=1/40",) if setting.dry else ()
+    command = (*_pytest(setting, file, report), _part(setting, count, 1, 1))
     return Stage(name, command, verdicts.of_tests(report), NO_CACHE)
 
 
-def _watched(setting: Setting, tool: str, file: str, part: int, parts: int) -> Stage:
+def _watched(setting: Setting, tool: str, file: str, count: int, part: int, parts: int) -> Stage:
     """Tests under one of compute-sanitizer's tools."""
     name = f"{tool}.{_stem(file)}.{part}"
     report = setting.folder / f"{name}.xml"
-    tests = (*_pytest(setting, file, report), f"--part={part}/{parts}")
-    tests += ("--sample", str(setting.sample), "--sample-seed=0") if setting.sample < 1 else ()
-    tests += ("--timeout=0",)
     if not setting.sanitizer:
         missing = "print('compute-sanitizer is not in the kit'); raise SystemExit(1)"
         return Stage(name, (sys.executable, "-c", missing), verdicts.of_sanitizer(report))
+    tests = (*_pytest(setting, file, report), _part(setting, count, part, parts), "--timeout=0")
+    if setting.sample < 1 and not setting.dry:
+        tests += ("--sample", str(setting.sample), "--sample-seed=0")
     options = ("--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "20")
     # torch's own kernels are not what is looked at, and watching them takes most of the time.
-    options += ("--kernel-name", "kns=cwkernels")
-    command = (*setting.sanitizer, *options, *tests)
+    command = (*setting.sanitizer, *options, "--kernel-name", "kns=cwkernels", *tests)
     return Stage(name, command, verdicts.of_sanitizer(report), NO_CACHE)
 
 
