@@ -1,6 +1,7 @@
 """The plugin that runs the tests of one device, or a part of them."""
 
 import re
+from itertools import chain
 
 import pytest
 
@@ -43,14 +44,14 @@ def test_a_device_has_its_own_tests_only(pytester: pytest.Pytester) -> None:
 
 def test_parts_make_up_the_whole(pytester: pytest.Pytester) -> None:
     parts = [ran(pytester, "--device=cuda", f"--part={i}/3") for i in (1, 2, 3)]
-    assert sorted(sum(parts, [])) == sorted(ran(pytester, "--device=cuda"))
+    assert sorted(chain.from_iterable(parts)) == sorted(ran(pytester, "--device=cuda"))
     assert {len(part) for part in parts} == {3, 4}
 
 
 def test_parts_are_of_a_sample(pytester: pytest.Pytester) -> None:
     sample = ("--sample=0.5", "--sample-seed=3")
     parts = [ran(pytester, *sample, f"--part={i}/2") for i in (1, 2)]
-    assert sorted(sum(parts, [])) == sorted(ran(pytester, *sample))
+    assert sorted(chain.from_iterable(parts)) == sorted(ran(pytester, *sample))
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "1", "a/b"])
