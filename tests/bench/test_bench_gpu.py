@@ -28,7 +28,7 @@ def stage(name: str, status: str = "passed", wrong: str = "", **facts: Any) -> d
 def report() -> dict[str, Any]:
     times = {"ours": [[0.001, 0.001]], "stock_graphed": [[0.0025, 0.0025]]}
     content = {"passes": dict.fromkeys(PASSES, times)}
-    peers = {"settings": {"default": {"networks": {"full": content}}}}
+    peers: dict[str, Any] = {"settings": {"default": {"networks": {"full": content}}}}
     row = {
         "shape": "copy_rows split",
         "direction": "forward",
@@ -37,7 +37,7 @@ def report() -> dict[str, Any]:
         "rate": 81300.0,
         "unit": "calls/s",
     }
-    profiled = {
+    profiled: dict[str, Any] = {
         "seconds": 0.001,
         "floor_seconds": 0.0005,
         "bytes_per_second": 1.9e12,

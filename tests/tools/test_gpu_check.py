@@ -175,6 +175,21 @@ def test_the_report_says_what_failed_and_what_is_left(
     assert set(report["stages"]) == {"good", "bad"}
 
 
+def test_a_report_is_enough_to_go_on(tmp_path: Path) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    gpu_check.restore(there)
+    good, other = counting(tmp_path, "good"), counting(tmp_path, "other")
+    running = runner(there / "stages")
+    running.report([good], running.record(good))
+    here.mkdir()
+    (there / "report.json").rename(here / "report.json")
+    gpu_check.restore(here)
+    going_on = runner(here / "stages")
+    for stage in (good, other):
+        going_on.record(stage)
+    assert ran(tmp_path) == ["good", "other"]
+
+
 def setting(folder: Path, **changes: Any) -> Setting:
     values: dict[str, Any] = {
         "folder": folder,

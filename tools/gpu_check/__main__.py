@@ -3,7 +3,8 @@
 Runs in a copied checkout with the library built, without network, on any Python and torch that the
 library takes. A stage that has passed, or failed, is not run again; the same command goes on with
 the others until all have a record. The exit code is 0 if all have passed, 1 if one has failed, 3 if
-some are left. DIR/report.json has everything, for `python -m bench.figures --gpu`.
+some are left. DIR/report.json has everything: it is all that a run on another machine needs to go
+on, and what `python -m bench.figures --gpu` reads.
 """
 
 import argparse
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the stages that have no record yet."""
     options = _parse(arguments)
     folder: Path = options.out.resolve()
-    (folder / "stages").mkdir(parents=True, exist_ok=True)
+    restore(folder)
     end = time.monotonic() + options.seconds
     setting = _prepare(options, folder)
     runner = Runner(setting.folder, _fingerprint(setting), options.again, end)
@@ -105,6 +106,17 @@ class Runner:
         if bad:
             return 1
         return LEFT if left else 0
+
+
+def restore(folder: Path) -> None:
+    """The records of stages from a report, where that is all that there is."""
+    stages = folder / "stages"
+    stages.mkdir(parents=True, exist_ok=True)
+    report = folder / "report.json"
+    if report.exists():
+        for name, record in json.loads(report.read_text(encoding="utf-8"))["stages"].items():
+            if not (stages / f"{name}.json").exists():
+                write_json(stages / f"{name}.json", record)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
