@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
 import zipfile
@@ -173,6 +174,18 @@ def test_the_report_says_what_failed_and_what_is_left(
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["failed"], report["left"]) == (["bad"], ["left"])
     assert set(report["stages"]) == {"good", "bad"}
+
+
+def test_the_runner_itself_needs_nothing_but_python() -> None:
+    code = (
+        "import sys, tools.gpu_check.__main__;"
+        "names = {name.partition('.')[0] for name in sys.modules};"
+        "print(sorted(names - set(sys.stdlib_module_names) - {'__main__', 'tools'}))"
+    )
+    # Without site-packages: what the machine lacks is unpacked by what is imported here.
+    command = [sys.executable, "-S", "-c", code]
+    said = subprocess.check_output(command, cwd=gpu_check.ROOT, text=True)
+    assert said.strip() == "[]"
 
 
 def test_a_report_is_enough_to_go_on(tmp_path: Path) -> None:

@@ -17,9 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.harness import write_json
 from tools.gpu_check import kit, plan
-from tools.gpu_check.stage import LIMIT, Stage, run
+from tools.gpu_check.stage import LIMIT, Stage, run, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST = 60.0
@@ -146,6 +145,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=1.0,
         help="the part of the tests that runs under compute-sanitizer (default: all)",
     )
+    parser.add_argument(
+        "--sanitizer",
+        type=Path,
+        metavar="PROGRAM",
+        help="another compute-sanitizer than the kit's, such as that of the machine's own toolkit",
+    )
     parser.add_argument("--kit", type=Path, default=kit.KIT, help="what gpu_check.kit has gathered")
     return parser.parse_args(arguments)
 
@@ -153,7 +158,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _prepare(options: argparse.Namespace, folder: Path) -> plan.Setting:
     """Unpacks the kit, and lets the stages find it."""
     site = folder / "site"
-    sanitizer = kit.unpack(options.kit, site)
+    carried = kit.unpack(options.kit, site)
+    sanitizer = options.sanitizer or carried
     paths = (str(ROOT), str(site), os.environ.get("PYTHONPATH", ""))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     tool: tuple[str, ...] = (str(sanitizer),) if sanitizer else ()

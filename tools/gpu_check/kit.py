@@ -21,8 +21,9 @@ from tools.cubins import ARCHS, ROOT
 KIT = ROOT / "build" / "gpu_check"
 MOST_BYTES = 64 * 2**20
 """Of kit and library together: what the machine takes beside the checkout must fit."""
-SANITIZER = "nvidia-cuda-sanitizer-api==13.0.*"
-"""Of the toolkit that the kernels are built with: a newer one asks for a newer driver."""
+SANITIZER = "nvidia-cuda-sanitizer-api"
+SANITIZER_VERSIONS = ">=13.4,<14"
+"""Wheels before 13.4 lack the program that starts what is watched."""
 TEST_MODULES = {
     "pytest": "pytest",
     "pluggy": "pluggy",
@@ -49,7 +50,7 @@ def make(folder: Path = KIT) -> None:
     wheels.mkdir(parents=True)
     download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     download += ["--only-binary=:all:", "--dest", str(wheels)]
-    subprocess.run([*download, SANITIZER], check=True)
+    subprocess.run([*download, f"{SANITIZER}{SANITIZER_VERSIONS}"], check=True)
     # "any": what does not depend on this machine's Python.
     subprocess.run([*download, "--platform=any", *TEST_MODULES.values()], check=True)
     compile_fragments(folder / "fragments")
@@ -86,7 +87,7 @@ def unpack(kit: Path, site: Path) -> Path | None:
         if importlib.util.find_spec(module) is None:
             for wheel in _wheels(kit, package):
                 zipfile.ZipFile(wheel).extractall(site)
-    for wheel in _wheels(kit, SANITIZER.partition("==")[0]):
+    for wheel in _wheels(kit, SANITIZER):
         return unpack_sanitizer(wheel, site)
     return None
 
