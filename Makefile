@@ -110,7 +110,7 @@ $(VENV)/gates: $(VENV)/installed
 #   make gpu-kit; (copy the checkout, cwkernels/_C.so and build/gpu_check)
 #   python3 -m tools.gpu_check --out DIR --seconds 540   (again and again, until nothing is left)
 #   python -m bench.figures --gpu DIR/report.json        (here)
-OUT ?= build/gpu_check/out
+OUT ?= build/gpu_check_out
 GPU_CHECK ?=
 gpu-kit: build
 	CWKERNELS_CUDA=1 $(BIN) -m tools.gpu_check.kit
@@ -118,7 +118,9 @@ gpu-kit: build
 gpu-check:
 	$(PYTHON) -m tools.gpu_check --out $(OUT) $(GPU_CHECK)
 
+# Tries all of it here: the emulator for a GPU, tiny shapes, and a stand-in for compute-sanitizer.
 gpu-check-dry-run: emulated
+	test -d build/gpu_check/wheels || $(BIN) -m tools.gpu_check.kit --wheels
 	$(BIN) -m tools.gpu_check --out build/gpu_check_dry_run --dry-run $(GPU_CHECK)
 
 clean:

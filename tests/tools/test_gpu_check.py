@@ -208,7 +208,7 @@ def setting(folder: Path, **changes: Any) -> Setting:
         "folder": folder,
         "device": "cuda",
         "fragments": folder / "fragments",
-        "sanitizer": ("compute-sanitizer",),
+        "sanitizer": Path("compute-sanitizer"),
         "sample": 1.0,
     }
     return Setting(**values | changes)
@@ -237,6 +237,21 @@ def test_the_stages(tmp_path: Path) -> None:
     assert all(stage.limit < 600 for stage in stages.values())
 
 
+def test_a_dry_run_is_small_and_tries_the_options(tmp_path: Path) -> None:
+    dry = setting(tmp_path, device="emulated")
+    stages = {stage.name: stage for stage in plan.stages(dry, FACTS)}
+    assert {name for name in stages if name.startswith("options.")} == {
+        f"options.{tool}" for tool in plan.TOOLS
+    }
+    assert stages["options.memcheck"].command[0] == "compute-sanitizer"
+    watched = [stage for name, stage in stages.items() if name.startswith("memcheck.")]
+    assert len(watched) == len(FACTS["tests"])
+    assert all(stage.command[:3] == plan.STAND_IN for stage in watched)
+    assert "--part=1/43" in stages["tests.sgd"].command
+    assert "--kernel-name" in plan.options_of("racecheck")
+    assert "--kernel-name" not in plan.options_of("initcheck")
+
+
 def test_a_sample_under_the_tools_has_fewer_parts(tmp_path: Path) -> None:
     stages = plan.stages(setting(tmp_path, sample=0.3), FACTS)
     watched = [stage for stage in stages if stage.name.startswith("memcheck.")]
@@ -245,7 +260,7 @@ def test_a_sample_under_the_tools_has_fewer_parts(tmp_path: Path) -> None:
 
 
 def test_without_the_sanitizer_its_stages_fail(tmp_path: Path) -> None:
-    stages = plan.stages(setting(tmp_path, sanitizer=()), FACTS)
+    stages = plan.stages(setting(tmp_path, sanitizer=None), FACTS)
     stage = next(stage for stage in stages if stage.name == "racecheck.sgd.1")
     record = run(stage, tmp_path, 60)
     assert record["status"] == "FAILED"

@@ -162,19 +162,17 @@ def _prepare(options: argparse.Namespace, folder: Path) -> plan.Setting:
     sanitizer = options.sanitizer or carried
     paths = (str(ROOT), str(site), os.environ.get("PYTHONPATH", ""))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    tool: tuple[str, ...] = (str(sanitizer),) if sanitizer else ()
     fragments = options.kit / "fragments"
     if options.dry_run:
-        # No GPU, nothing to watch: compute-sanitizer itself ends before it has started.
-        tool = (sys.executable, "-m", "tools.gpu_check.stand_in") if sanitizer else ()
         fragments = ROOT / "build" / "cmake" / "emulator" / "fragments"
     device = "emulated" if options.dry_run else "cuda"
-    return plan.Setting(folder / "stages", device, fragments, tool, options.sample)
+    return plan.Setting(folder / "stages", device, fragments, sanitizer, options.sample)
 
 
 def _fingerprint(setting: plan.Setting) -> str:
-    """Of the library and of how it is checked: a record of another is worth nothing."""
-    digest = hashlib.sha256(f"{setting.device} {setting.sample} {setting.sanitizer}".encode())
+    """Of the kernels and of how they are checked: a record of others is worth nothing."""
+    watched = setting.sanitizer is not None
+    digest = hashlib.sha256(f"{setting.device} {setting.sample} {watched}".encode())
     for file in (ROOT / "cwkernels" / "_C.so", setting.fragments):
         digest.update(file.read_bytes() if file.exists() else b"none")
     return digest.hexdigest()[:16]

@@ -45,6 +45,19 @@ def make(folder: Path = KIT) -> None:
     Raises:
         SystemExit: where the library has no CUDA kernels or all is too large to be copied.
     """
+    fetch_wheels(folder)
+    compile_fragments(folder / "fragments")
+    library = ROOT / "cwkernels" / "_C.so"
+    if not cuda_archs():
+        raise SystemExit(f"gpu_check: {library} has no CUDA kernels: CWKERNELS_CUDA=1 make build")
+    size = sum(path.stat().st_size for path in (library, *folder.rglob("*")) if path.is_file())
+    if size > MOST_BYTES:
+        raise SystemExit(f"gpu_check: kit and library are {size} bytes, {MOST_BYTES} can be copied")
+    print(f"{folder}: with the library {size / 2**20:.1f} MiB")
+
+
+def fetch_wheels(folder: Path = KIT) -> None:
+    """Fills the folder anew with the wheels alone, which is all that a dry run needs."""
     shutil.rmtree(folder, ignore_errors=True)
     wheels = folder / "wheels"
     wheels.mkdir(parents=True)
@@ -53,16 +66,6 @@ def make(folder: Path = KIT) -> None:
     subprocess.run([*download, f"{SANITIZER}{SANITIZER_VERSIONS}"], check=True)
     # "any": what does not depend on this machine's Python.
     subprocess.run([*download, "--platform=any", *TEST_MODULES.values()], check=True)
-    compile_fragments(folder / "fragments")
-    library = ROOT / "cwkernels" / "_C.so"
-    if not cuda_archs():
-        raise SystemExit(
-            "gpu_check: cwkernels/_C.so has no CUDA kernels: CWKERNELS_CUDA=1 make build"
-        )
-    size = sum(path.stat().st_size for path in (library, *folder.rglob("*")) if path.is_file())
-    if size > MOST_BYTES:
-        raise SystemExit(f"gpu_check: kit and library are {size} bytes, {MOST_BYTES} can be copied")
-    print(f"{folder}: with the library {size / 2**20:.1f} MiB")
 
 
 def compile_fragments(program: Path, nvcc: str = "nvcc") -> None:
@@ -113,8 +116,9 @@ def _wheels(kit: Path, package: str) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Makes the kit."""
-    argparse.ArgumentParser(description=__doc__, prog="gpu_check.kit").parse_args(arguments)
-    make()
+    parser = argparse.ArgumentParser(description=__doc__, prog="gpu_check.kit")
+    parser.add_argument("--wheels", action="store_true", help="only those: enough for a dry run")
+    fetch_wheels() if parser.parse_args(arguments).wheels else make()
     return 0
 
 

@@ -13,6 +13,7 @@ from tools.gpu_check.stage import Stage
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 FOUND = 86
 """Exit code of compute-sanitizer for findings; pytest ends with 0 to 5."""
+STAND_IN = (sys.executable, "-m", "tools.gpu_check.stand_in")
 TESTS_A_PART = 60
 """Under a tool, which slows a test some twentyfold, this many fit into a stage."""
 NO_CACHE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -29,14 +30,14 @@ class Setting:
         folder: where records go.
         device: "cuda", or "emulated" on a dry run: tiny shapes, and no tool watches.
         fragments: the program of the fragment tables.
-        sanitizer: the command of compute-sanitizer; none if it is not there.
+        sanitizer: compute-sanitizer; None if it is not there.
         sample: the part of the tests that runs under its tools.
     """
 
     folder: Path
     device: str
     fragments: Path
-    sanitizer: tuple[str, ...]
+    sanitizer: Path | None
     sample: float
 
     @property
@@ -58,6 +59,11 @@ def stages(setting: Setting, facts: Mapping[str, Any]) -> list[Stage]:
     files: Mapping[str, int] = facts["tests"]
     return [
         Stage("fragments", (str(setting.fragments),)),
+        *(
+            _accepted(setting.sanitizer, tool)
+            for tool in TOOLS
+            if setting.dry and setting.sanitizer
+        ),
         *(_tests(setting, file, count) for file, count in files.items()),
         *(
             _watched(setting, tool, file, count, part, parts)
@@ -98,10 +104,24 @@ def _watched(setting: Setting, tool: str, file: str, count: int, part: int, part
     tests = (*_pytest(setting, file, report), _part(setting, count, part, parts), "--timeout=0")
     if setting.sample < 1 and not setting.dry:
         tests += ("--sample", str(setting.sample), "--sample-seed=0")
-    options = ("--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "20")
-    # torch's own kernels are not what is looked at, and watching them takes most of the time.
-    command = (*setting.sanitizer, *options, "--kernel-name", "kns=cwkernels", *tests)
+    # Without a GPU compute-sanitizer ends before it has started what it is to watch.
+    program = STAND_IN if setting.dry else (str(setting.sanitizer),)
+    command = (*program, *options_of(tool), *tests)
     return Stage(name, command, verdicts.of_sanitizer(report), NO_CACHE)
+
+
+def options_of(tool: str) -> tuple[str, ...]:
+    """Of compute-sanitizer."""
+    options = ("--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "20")
+    # torch's own kernels are not what is looked at, and watching them takes most of the time. What
+    # initcheck does not watch it takes for never written.
+    return options if tool == "initcheck" else (*options, "--kernel-name", "kns=cwkernels")
+
+
+def _accepted(program: Path, tool: str) -> Stage:
+    """On a dry run: whether compute-sanitizer knows these options."""
+    command = (str(program), *options_of(tool), "--require-cuda-init", "no", "/bin/true")
+    return Stage(f"options.{tool}", command)
 
 
 def _benchmarks(setting: Setting) -> Iterator[Stage]:
