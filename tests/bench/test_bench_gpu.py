@@ -45,7 +45,7 @@ def report() -> dict[str, Any]:
     }
     stages = [
         stage("fragments"),
-        stage("tests.sgd", passed=40),
+        stage("tests.sgd.1", passed=40),
         stage("memcheck.sgd.1", passed=20),
         stage("memcheck.sgd.2", passed=19),
         stage("racecheck.sgd.1", "FAILED", "compute-sanitizer found 3"),
@@ -94,7 +94,7 @@ def test_a_report_is_kept_without_what_was_printed(
     monkeypatch.setattr(figures, "DOCUMENTS", ())
     figures.main(["--gpu", str(path)])
     kept = json.loads((tmp_path / "bench" / "results" / "gpu.json").read_text())
-    assert kept["stages"]["tests.sgd"]["facts"] == {"passed": 40}
+    assert kept["stages"]["tests.sgd.1"]["facts"] == {"passed": 40}
     assert "printed" not in json.dumps(kept)
     dry = report()
     dry["environment"]["device"] = "emulated"
