@@ -42,13 +42,13 @@ def junit(folder: Path, *cases: str) -> Path:
         ((PASSED, BROKEN, FAILED), 1, "2 tests failed"),
         ((SKIPPED,), 0, "no test ran"),
         ((), 5, "no test ran"),
-        ((PASSED,), 3, "exit code 3"),
+        ((PASSED,), 3, "exit code 3: said"),
     ],
 )
 def test_tests_have_passed_only_if_some_ran_and_none_failed(
     tmp_path: Path, cases: tuple[str, ...], code: int, wrong: str
 ) -> None:
-    verdict = verdicts.of_tests(junit(tmp_path, *cases))(Finished(code, ""))
+    verdict = verdicts.of_tests(junit(tmp_path, *cases))(Finished(code, "all\nsaid\n"))
     assert verdict.wrong == wrong
     assert verdict.facts["passed"] == cases.count(PASSED)
     if FAILED in cases:
@@ -88,7 +88,7 @@ def test_a_record_of_a_stage(tmp_path: Path) -> None:
     assert record["status"] == "passed"
     assert record["tail"].split() == ["said", str(gpu_check.ROOT)]
     record = run(Stage("b", python("raise SystemExit(4)")), tmp_path, 60)
-    assert (record["status"], record["wrong"]) == ("FAILED", "exit code 4")
+    assert (record["status"], record["wrong"]) == ("FAILED", "exit code 4: it said nothing")
 
 
 def test_a_stage_ends_at_its_limit_with_all_that_it_started(tmp_path: Path) -> None:
@@ -344,4 +344,4 @@ def test_a_verdict_is_plain(tmp_path: Path) -> None:
     assert judge(Finished(0, "")) == Verdict("it wrote no facts.json")
     path.write_text('{"a": 1}')
     assert judge(Finished(0, "")) == Verdict("", {"a": 1})
-    assert judge(Finished(2, "")) == Verdict("exit code 2")
+    assert judge(Finished(2, "no")) == Verdict("exit code 2: no")

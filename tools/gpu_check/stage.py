@@ -38,8 +38,11 @@ class Verdict:
 
 
 def by_exit_code(finished: Finished) -> Verdict:
-    """Passed if the command says so."""
-    return Verdict(f"exit code {finished.code}" if finished.code else "")
+    """Passed if the command says so; its last line says why not."""
+    if not finished.code:
+        return Verdict("")
+    last = (finished.output.strip().splitlines() or ["it said nothing"])[-1]
+    return Verdict(f"exit code {finished.code}: {last}")
 
 
 @dataclass(frozen=True)
