@@ -71,7 +71,7 @@ $(VENV)/torch: tools/make_venv.py
 	touch $@
 
 $(VENV)/installed: $(VENV)/torch pyproject.toml setup.py
-	$(BIN) -m pip install --quiet --no-build-isolation --editable ".[test,bench]"
+	$(BIN) -m pip install --quiet --no-build-isolation --editable ".[test,bench,gates]"
 	touch $@
 
 cwkernels/_C.so: $(VENV)/installed CMakeLists.txt $(wildcard cmake/*) setup.py $(NATIVE)
@@ -99,12 +99,8 @@ emulate: emulated
 ptxas: $(VENV)/installed
 	$(BIN) tools/ptxas_table.py
 
-sass: $(VENV)/gates
+sass: $(VENV)/installed
 	$(BIN) tools/sass_check.py
-
-$(VENV)/gates: $(VENV)/installed
-	$(BIN) -m pip install --quiet --no-build-isolation --editable ".[gates]"
-	touch $@
 
 # On a machine with a GPU, in a copy of this checkout with what gpu-kit has gathered and built here:
 #   make gpu-kit; (copy the checkout, cwkernels/_C.so and build/gpu_check)
