@@ -11,9 +11,11 @@ import torch
 
 from bench import figures, gpu_tables, graphed, harness, step_profile
 from bench.devices import benchmark_device
+from bench.kernels import moved
 from bench.passes import PASSES
+from cwkernels.testing import evaluate, network_calls
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 def test_nothing_is_said_of_a_gpu_that_has_not_run() -> None:
@@ -170,3 +172,13 @@ def test_a_profile_lists_what_ran(tmp_path: Path) -> None:
     times = [kernel["microseconds"] for kernel in record["kernels"]]
     assert times == sorted(times, reverse=True)
     assert record["bytes_per_second"] == pytest.approx(record["bytes"] / record["seconds"])
+
+
+def test_stock_computes_where_its_inputs_are() -> None:
+    """Tensors without data, on a device that is not the CPU: a tensor from there is an error."""
+    data_dependent = {"batch"}  # reads its shifts
+    for call in network_calls(images=2):
+        if call.operation not in data_dependent:
+            inputs, cotangents = (moved(each(), META) for each in (call.inputs, call.cotangents))
+            results = evaluate(call.stock, inputs, cotangents)
+            assert {result.device for result in results.values() if result is not None} == {META}
