@@ -71,7 +71,7 @@ $(VENV)/torch: tools/make_venv.py
 	touch $@
 
 $(VENV)/installed: $(VENV)/torch pyproject.toml setup.py
-	$(BIN) -m pip install --quiet --no-build-isolation --editable ".[test,bench]"
+	$(BIN) -m pip install --quiet --no-build-isolation --editable ".[test,bench,gates]"
 	touch $@
 
 cwkernels/_C.so: $(VENV)/installed CMakeLists.txt $(wildcard cmake/*) setup.py $(NATIVE)
@@ -99,18 +99,14 @@ emulate: emulated
 ptxas: $(VENV)/installed
 	$(BIN) tools/ptxas_table.py
 
-sass: $(VENV)/gates
+sass: $(VENV)/installed
 	$(BIN) tools/sass_check.py
-
-$(VENV)/gates: $(VENV)/installed
-	$(BIN) -m pip install --quiet --no-build-isolation --editable ".[gates]"
-	touch $@
 
 # On a machine with a GPU, in a copy of this checkout with what gpu-kit has gathered and built here:
 #   make gpu-kit; (copy the checkout, cwkernels/_C.so and build/gpu_check)
 #   python3 -m tools.gpu_check --out DIR --seconds 540   (again and again, until nothing is left)
 #   python -m bench.figures --gpu DIR/report.json        (here)
-OUT ?= build/gpu_check/out
+OUT ?= build/gpu_check_out
 GPU_CHECK ?=
 gpu-kit: build
 	CWKERNELS_CUDA=1 $(BIN) -m tools.gpu_check.kit
@@ -118,7 +114,9 @@ gpu-kit: build
 gpu-check:
 	$(PYTHON) -m tools.gpu_check --out $(OUT) $(GPU_CHECK)
 
+# Tries all of it here: the emulator for a GPU, tiny shapes, and a stand-in for compute-sanitizer.
 gpu-check-dry-run: emulated
+	test -d build/gpu_check/wheels || $(BIN) -m tools.gpu_check.kit --wheels
 	$(BIN) -m tools.gpu_check --out build/gpu_check_dry_run --dry-run $(GPU_CHECK)
 
 clean:

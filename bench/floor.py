@@ -80,8 +80,13 @@ def scoring_pass(network: str, architecture: Tensor, batch: int, dtype: str) -> 
 
 def seconds(launches: Sequence[Launch], card: Card, dtype: str) -> float:
     """The least time of these kernels, one after another."""
+    return sum(seconds_of_each(launches, card, dtype))
+
+
+def seconds_of_each(launches: Sequence[Launch], card: Card, dtype: str) -> list[float]:
+    """The least time of each."""
     cache = _Cache(card.cached)
-    return sum(
+    return [
         LAUNCH_SECONDS
         + max(
             cache.from_memory(launch) / card.memory,
@@ -90,7 +95,7 @@ def seconds(launches: Sequence[Launch], card: Card, dtype: str) -> float:
             launch.depthwise / card.other,
         )
         for launch in launches
-    )
+    ]
 
 
 def fused(launches: Sequence[Launch]) -> list[Launch]:

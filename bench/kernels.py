@@ -57,7 +57,11 @@ class Row:
 
 def convolution_actions(case: ConvCase, device: torch.device) -> dict[str, Mapping[str, Action]]:
     """For each direction "high" and "highest", our precisions, and "stock", channels-last."""
-    drawn = moved(case.tensors(dense_random), device)
+    # The rows are read on the host.
+    drawn = {
+        name: tensor.to(device) if tensor.is_floating_point() else tensor
+        for name, tensor in case.tensors(dense_random).items()
+    }
     input, weight, rows, grad = (drawn[n] for n in ("input", "weight", "rows", "cotangent"))
     kernels = torch.ops.cwkernels
     stride, groups, size = case.stride, case.groups, case.kernel_size
@@ -106,11 +110,8 @@ def convolution_actions(case: ConvCase, device: torch.device) -> dict[str, Mappi
 
 
 def moved(tensors: Tensors, device: torch.device) -> dict[str, Tensor]:
-    """Tensors of floats on the device; indices stay, where a binding reads them."""
-    return {
-        name: tensor.to(device) if tensor.is_floating_point() else tensor
-        for name, tensor in tensors.items()
-    }
+    """The tensors on the device."""
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def same_result(first: Action, second: Action) -> bool:

@@ -97,12 +97,12 @@ class Cell:
             self.plan.launch(name, reads, (self.gradients[node], *written), work)
         every = [edge for edge in self.edges if self._is_conv(edge)]
         if every and not fused:
-            reads = chain.from_iterable(
+            terms = chain.from_iterable(
                 (self.nodes[edge[0]], self._raw(edge), *self._gradient_terms([edge]))
                 for edge in every
             )
             name = f"{self.name} weight gradients"
-            self.plan.weight_gradients(name, reads, self._convolutions(every))
+            self.plan.weight_gradients(name, terms, self._convolutions(every))
         else:
             self.plan.weights += [conv.weight for conv in self._convolutions(every)]
         return self.gradients[0]

@@ -1,7 +1,7 @@
 """The kernels of one training step, in order of time: `python -m bench.step_profile --device cuda`.
 
-Beside them the bytes that the step must move (bench.floor), and how fast it moved them. Away from a
-GPU the operations of the extension stand for kernels.
+Beside them the kernels of bench.floor with the bytes that each must move, and how fast the step
+moved them all. Away from a GPU the operations of the extension stand for kernels.
 """
 
 import argparse
@@ -16,7 +16,6 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from bench import experiment, floor
@@ -53,7 +52,7 @@ def kernels_of(action: Action, device: torch.device) -> list[Kernel]:
             float(event.self_device_time_total if on_gpu else event.cpu_time_total),
         )
         for event in profiled.key_averages()
-        if (event.device_type == DeviceType.CUDA if on_gpu else event.key.startswith(OURS))
+        if (event.device_type.name == "CUDA" if on_gpu else event.key.startswith(OURS))
     ]
     return sorted(kernels, key=lambda kernel: -kernel.microseconds)
 
@@ -71,18 +70,25 @@ def measure(network: str, batch: int, device: torch.device) -> dict[str, Any]:
 
     rounds = TIMED if device.type == "cuda" else 1
     seconds_of(step, device)
-    seconds = statistics.median(seconds_of(step, device) for _ in range(rounds))
+    median = statistics.median(seconds_of(step, device) for _ in range(rounds))
     launches = floor.step(network, architecture, batch, "tf32")
+    least = floor.seconds_of_each(launches, floor.CARDS["H100"], "tf32")
     moved = sum(launch.bytes for launch in launches)
+    kernels = kernels_of(step, device)
     return {
         "network": network,
         "batch": batch,
         "architecture": architecture.tolist(),
-        "seconds": seconds,
-        "floor_seconds": floor.seconds(launches, floor.CARDS["H100"], "tf32"),
+        "seconds": median,
+        "busy_seconds": sum(kernel.microseconds for kernel in kernels) / 1e6,
+        "floor_seconds": sum(least),
         "bytes": moved,
-        "bytes_per_second": moved / seconds,
-        "kernels": [asdict(kernel) for kernel in kernels_of(step, device)],
+        "bytes_per_second": moved / median,
+        "kernels": [asdict(kernel) for kernel in kernels],
+        "floor": [
+            {"name": launch.name, "bytes": launch.bytes, "seconds": seconds}
+            for launch, seconds in zip(launches, least, strict=True)
+        ],
     }
 
 
@@ -101,7 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for kernel in record["kernels"]:
         print(f"{kernel['microseconds']:10.1f} us {kernel['calls']:4} × {kernel['name']}")
     print(
-        f"{record['seconds'] * 1e3:.3f} ms a step, floor {record['floor_seconds'] * 1e3:.3f} ms; "
+        f"{record['seconds'] * 1e3:.3f} ms a step, {record['busy_seconds'] * 1e3:.3f} of them in "
+        f"kernels, floor {record['floor_seconds'] * 1e3:.3f} ms; "
         f"{record['bytes'] / 1e6:.1f} MB at {record['bytes_per_second'] / 1e12:.2f} TB/s"
     )
     if options.json is not None:

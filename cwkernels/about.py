@@ -165,7 +165,7 @@ def _kernels(name: str) -> Iterator[tuple[str, str]]:
     gpu = GPU_VERIFIED.get(name)
     status = {
         "CPU": "tested",
-        "CUDA": f"GPU-verified at commit {gpu}" if gpu else "compiled, never run",
+        "CUDA": f"GPU-verified at commit {gpu}" if gpu else "emulated, never run on a GPU",
     }
     for key, verified in status.items():
         if torch._C._dispatch_has_kernel_for_dispatch_key(f"cwkernels::{name}", key):

@@ -49,9 +49,14 @@ def compile_all(
     folder = root / "build" / "cubins"
     folder.mkdir(parents=True, exist_ok=True)
     version = nvcc_version(nvcc)
-    jobs = [(source, arch) for source in sorted(root.glob("csrc/ops/*.cu")) for arch in archs]
+    sources = sorted(root.glob("csrc/ops/*.cu"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda job: _compile(nvcc, version, *job, folder), jobs))
+        jobs = [
+            pool.submit(_compile, nvcc, version, source, arch, folder)
+            for source in sources
+            for arch in archs
+        ]
+        return [job.result() for job in jobs]
 
 
 def nvcc_version(nvcc: str) -> str:

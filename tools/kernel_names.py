@@ -26,7 +26,7 @@ def short(name: str) -> str:
     for typed, plain in _BOOL.items():
         name = name.replace(typed, plain)
     name = _NAMESPACES.sub("", _TYPED_NUMBER.sub(r"\1", name))
-    return name.removeprefix("void ")
+    return name.removeprefix("void ").replace("> >", ">>")
 
 
 def _without_parameters(name: str) -> str:

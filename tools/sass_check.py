@@ -62,6 +62,7 @@ def disassemble(cubins: Iterable[Cubin], nvdisasm: str) -> Found:
 def check(listed: Mapping[str, list[str]], found: Found) -> list[str]:
     """What is wrong, a line each."""
     lines = []
+    unlisted: dict[str, set[str]] = {}
     for kernel, archs in sorted(found.items()):
         name, _, arguments = kernel.partition("<")
         for arch, has in sorted(archs.items()):
@@ -70,8 +71,12 @@ def check(listed: Mapping[str, list[str]], found: Found) -> list[str]:
                 wanted = PRECISIONS.get(precision)
                 if wanted is not None and wanted not in has:
                     lines.append(f"{where}: wanted {wanted}, got {_text(has)}")
-            if more := has - set(listed.get(name, ())):
-                lines.append(f"{where}: has {_text(more)}, which the list does not name")
+            unlisted.setdefault(name, set()).update(has - set(listed.get(name, ())))
+    lines += [
+        f"{name}: has {_text(more)}, which the list does not name"
+        for name, more in unlisted.items()
+        if more
+    ]
     for name, wanted_of_some in sorted(listed.items()):
         all_of_name = [
             has

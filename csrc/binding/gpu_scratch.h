@@ -8,6 +8,17 @@
 
 namespace cwkernels {
 
+// At least `count` zeros on the device of `like`, for kernels on its current stream that leave them
+// as zeros. On the emulator they are new ones: a launch that failed left no zeros.
+#if CWK_EMULATED
+inline Tensor ticket_zeros(const Tensor& like, int64_t count) {
+  return torch::stable::new_zeros(like, std::vector<int64_t>{count},
+                                  torch::headeronly::ScalarType::Int);
+}
+#else
+Tensor ticket_zeros(const Tensor& like, int64_t count);
+#endif
+
 // Scratch of one call on the GPU, from torch's allocator; it must outlive GpuCall::check of what
 // uses it.
 class GpuScratch {
@@ -15,8 +26,7 @@ class GpuScratch {
   GpuScratch(const CudaScratch& wanted, const Tensor& like)
       : bytes_(torch::stable::new_empty(like, std::vector<int64_t>{wanted.bytes},
                                         torch::headeronly::ScalarType::Byte)),
-        tickets_(torch::stable::new_zeros(like, std::vector<int64_t>{wanted.tickets},
-                                          torch::headeronly::ScalarType::Int)) {}
+        tickets_(ticket_zeros(like, wanted.tickets)) {}
 
   void* data() const { return bytes_.mutable_data_ptr(); }
   unsigned* tickets() const { return static_cast<unsigned*>(tickets_.mutable_data_ptr()); }

@@ -10,6 +10,8 @@ void check(const char* call, AOTITorchError error) {
   STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "cwkernels: ", call, " failed with error ", error);
 }
 
+}  // namespace
+
 // A CPU-only torch exports neither name, so linking against one would make the whole library
 // unloadable there: both are looked up where they are needed. torch 2.13 made the handle of any
 // stream part of the stable interface; before that there is the CUDA-only call.
@@ -32,8 +34,6 @@ void* current_stream(int32_t device_index) {
   check("aoti_torch_get_current_cuda_stream", current(device_index, &stream));
   return stream;
 }
-
-}  // namespace
 
 GpuCall::GpuCall(const char* operation, const Tensor& on)
     : operation_(operation),

@@ -1,12 +1,16 @@
 #pragma once
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <optional>
 
 #include "checks.h"
 
 namespace cwkernels {
+
+// The current stream of a device as torch sees it, a cudaStream_t.
+void* current_stream(int32_t device_index);
+// The capture of a CUDA graph that a stream is part of, by its number; 0 for none. capture.cu.
+uint64_t capture_of(void* stream);
 
 // A call of an operation on the GPU: as long as it lives, the device of `on` is the current one.
 // Construct it before what the kernels write is allocated.
@@ -24,12 +28,5 @@ class GpuCall {
   std::optional<torch::stable::accelerator::DeviceGuard> guard_;
   void* stream_;
 };
-
-// Scratch of a call: `bytes` on the device of `on`, from torch's allocator. It must live until the
-// call is checked.
-inline Tensor device_scratch(const Tensor& on, int64_t bytes) {
-  return torch::stable::new_empty(on, std::vector<int64_t>{bytes},
-                                  torch::headeronly::ScalarType::Byte);
-}
 
 }  // namespace cwkernels

@@ -5,8 +5,10 @@
 #include <vector>
 
 #include "../binding/cpu.h"
+#include "../binding/gpu_scratch.h"
 #include "../binding/images.h"
 #include "../binding/registration.h"
+#include "../binding/stream.h"
 
 // Images are [A, N, C, H, W], or [N, C, H, W] of one architecture.
 namespace cwkernels {
@@ -14,6 +16,7 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using OptionalTensor = std::optional<Tensor>;
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 struct Arguments {
   Tensor input, weight;
@@ -43,6 +46,7 @@ Arguments check(const char* name, const Tensor& input, const Tensor& weight,
                 weight.scalar_type() == dtype,
             name, "weight", "[K, " + std::to_string(channels) + ", R, R] with R in 1, 3, 5, 7",
             describe(weight));
+  check_same_device(name, "weight", weight, input);
   CWK_CHECK(stride == 1 || stride == 2, name, "stride", "1 or 2", stride);
   for (const auto& [argument, tensor, numel] :
        {std::tuple("statistics", &statistics, lead * 2 * channels),
@@ -50,6 +54,7 @@ Arguments check(const char* name, const Tensor& input, const Tensor& weight,
     if (!*tensor) continue;
     CWK_CHECK((*tensor)->numel() == numel && (*tensor)->scalar_type() == dtype, name, argument,
               std::to_string(numel) + " values of the input's dtype", describe(**tensor));
+    check_same_device(name, argument, **tensor, input);
   }
   return {dense_images(input), torch::stable::contiguous(weight), contiguous(statistics),
           contiguous(scale), contiguous(shift)};
@@ -93,7 +98,8 @@ std::vector<int64_t> output_size(const ConvNormParams& p, bool several) {
   return size;
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight,
+template <class Run>
+std::tuple<Tensor, Tensor> forward(const Run& run, const Tensor& input, const Tensor& weight,
                                    const OptionalTensor& statistics, const OptionalTensor& scale,
                                    const OptionalTensor& shift, bool relu, bool pool,
                                    int64_t stride, bool training, double eps, bool winograd) {
@@ -107,14 +113,15 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight,
   params.output = output.mutable_data_ptr();
   params.measured = measured.mutable_data_ptr();
   if (output.numel() == 0) return {output, torch::stable::zero_(measured)};
-  CWK_RUN_CPU(conv_norm, params);
+  run(params);
   return {output, measured};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
-    const Tensor& grad, const Tensor& input, const Tensor& weight, const OptionalTensor& statistics,
-    const OptionalTensor& scale, const OptionalTensor& shift, bool relu, bool pool, int64_t stride,
-    bool training, double eps, bool winograd, bool need_input) {
+template <class Run>
+Gradients backward(const Run& run, const Tensor& grad, const Tensor& input, const Tensor& weight,
+                   const OptionalTensor& statistics, const OptionalTensor& scale,
+                   const OptionalTensor& shift, bool relu, bool pool, int64_t stride, bool training,
+                   double eps, bool winograd, bool need_input) {
   const char* name = "conv_norm_backward";
   const Arguments arguments = check(name, input, weight, statistics, scale, shift, stride);
   ConvNormParams params = prepare(arguments, relu, pool, stride, training, eps, winograd);
@@ -143,9 +150,60 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   params.grad_weight = grad_weight.mutable_data_ptr();
   params.grad_scale = scale ? grad_scale.mutable_data_ptr() : nullptr;
   params.grad_shift = scale ? grad_shift.mutable_data_ptr() : nullptr;
-  CWK_RUN_CPU(conv_norm_backward, params);
+  run(params);
   return {grad_input, grad_weight, grad_scale, grad_shift};
 }
+
+std::tuple<Tensor, Tensor> conv_norm_cpu(const Tensor& input, const Tensor& weight,
+                                         const OptionalTensor& statistics,
+                                         const OptionalTensor& scale, const OptionalTensor& shift,
+                                         bool relu, bool pool, int64_t stride, bool training,
+                                         double eps, bool winograd) {
+  const auto run = [](ConvNormParams& params) { CWK_RUN_CPU(conv_norm, params); };
+  return forward(run, input, weight, statistics, scale, shift, relu, pool, stride, training, eps,
+                 winograd);
+}
+Gradients conv_norm_backward_cpu(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                 const OptionalTensor& statistics, const OptionalTensor& scale,
+                                 const OptionalTensor& shift, bool relu, bool pool, int64_t stride,
+                                 bool training, double eps, bool winograd, bool need_input) {
+  const auto run = [](ConvNormParams& params) { CWK_RUN_CPU(conv_norm_backward, params); };
+  return backward(run, grad, input, weight, statistics, scale, shift, relu, pool, stride, training,
+                  eps, winograd, need_input);
+}
+
+#if CWK_WITH_CUDA
+std::tuple<Tensor, Tensor> conv_norm_gpu(const Tensor& input, const Tensor& weight,
+                                         const OptionalTensor& statistics,
+                                         const OptionalTensor& scale, const OptionalTensor& shift,
+                                         bool relu, bool pool, int64_t stride, bool training,
+                                         double eps, bool winograd) {
+  const GpuCall call("conv_norm", input);
+  const auto run = [&](ConvNormParams& params) {
+    const GpuScratch scratch(conv_norm_cuda_scratch(params), input);
+    params.workspace = scratch.data();
+    params.tickets = scratch.tickets();
+    call.check(conv_norm_cuda(params, call.stream()));
+  };
+  return forward(run, input, weight, statistics, scale, shift, relu, pool, stride, training, eps,
+                 winograd);
+}
+Gradients conv_norm_backward_gpu(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                 const OptionalTensor& statistics, const OptionalTensor& scale,
+                                 const OptionalTensor& shift, bool relu, bool pool, int64_t stride,
+                                 bool training, double eps, bool winograd, bool need_input) {
+  const GpuCall call("conv_norm_backward", grad);
+  check_same_device("conv_norm_backward", "input", input, grad);
+  const auto run = [&](ConvNormParams& params) {
+    const GpuScratch scratch(conv_norm_backward_cuda_scratch(params), input);
+    params.workspace = scratch.data();
+    params.tickets = scratch.tickets();
+    call.check(conv_norm_backward_cuda(params, call.stream()));
+  };
+  return backward(run, grad, input, weight, statistics, scale, shift, relu, pool, stride, training,
+                  eps, winograd, need_input);
+}
+#endif
 
 }  // namespace
 }  // namespace cwkernels
@@ -162,6 +220,13 @@ CWK_SCHEMAS(m) {
 }
 
 CWK_CPU_FUNCTIONS(m) {
-  m.impl("conv_norm", TORCH_BOX(&cwkernels::forward));
-  m.impl("conv_norm_backward", TORCH_BOX(&cwkernels::backward));
+  m.impl("conv_norm", TORCH_BOX(&cwkernels::conv_norm_cpu));
+  m.impl("conv_norm_backward", TORCH_BOX(&cwkernels::conv_norm_backward_cpu));
 }
+
+#if CWK_WITH_CUDA
+CWK_GPU_FUNCTIONS(m) {
+  m.impl("conv_norm", TORCH_BOX(&cwkernels::conv_norm_gpu));
+  m.impl("conv_norm_backward", TORCH_BOX(&cwkernels::conv_norm_backward_gpu));
+}
+#endif

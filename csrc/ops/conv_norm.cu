@@ -1,46 +1,74 @@
 #include "conv_norm_general.cuh"
+#include "conv_norm_tile.cuh"
+#include "conv_norm_weight.cuh"
 
 namespace cwkernels {
 namespace {
 
+// The partial results of the input's gradient lie before those of the weights'.
+CudaScratch input_gradient_scratch(const ConvNormParams& p) {
+  if (!p.grad_input || !p.statistics) return {};
+  const auto general = [&](const auto& pass) {
+    return pass.partials.scratch(p.architectures * pass.chunks);
+  };
+  if (p.double_precision) return general(sums_pass<double>(p));
+  return input_gradient_is_tiled(p) ? input_gradient_tile_scratch(p) : general(sums_pass<float>(p));
+}
+
+int64_t weight_offset(const ConvNormParams& p) {
+  return (input_gradient_scratch(p).bytes + 127) / 128 * 128;
+}
+
+template <class T>
+int input_gradient(const ConvNormParams& p, void* stream) {
+  if (!p.grad_input) return 0;
+  if (!input_gradient_is_tiled(p)) return launch_input_gradient_general<T>(p, stream);
+  return p.winograd ? launch_input_gradient_tile<Tf32>(p, stream)
+                    : launch_input_gradient_tile<Tf32x3>(p, stream);
+}
+
+template <class T>
+int weight_gradient(const ConvNormParams& p, void* stream) {
+  if (!conv_norm_weight_is_tiled(p)) return launch_weight_general<T>(p, stream);
+  auto* partials = reinterpret_cast<float*>(static_cast<char*>(p.workspace) + weight_offset(p));
+  return p.winograd ? launch_weight_tile<Tf32>(p, partials, stream)
+                    : launch_weight_tile<Tf32x3>(p, partials, stream);
+}
+
 template <class T>
 int backward(const ConvNormParams& p, void* stream) {
-  if (p.grad_input) {
-    if (const int error = launch_input_gradient_general<T>(p, stream)) return error;
-  }
-  return launch_weight_general<T>(p, stream);
+  const int error = input_gradient<T>(p, stream);
+  return error != 0 ? error : weight_gradient<T>(p, stream);
+}
+
+bool forward_is_tiled(const ConvNormParams& p) {
+  return conv_norm_is_tiled(p) || conv_norm_is_narrow(p);
 }
 
 }  // namespace
 
 CudaScratch conv_norm_cuda_scratch(const ConvNormParams& p) {
-  const int64_t slots = p.architectures;
-  if (p.double_precision) {
-    const auto pass = measure_pass<double>(p);
-    return pass.partials.scratch(slots * pass.chunks);
-  }
-  const auto pass = measure_pass<float>(p);
-  return pass.partials.scratch(slots * pass.chunks);
+  const auto general = [&](const auto& pass) {
+    return pass.partials.scratch(p.architectures * pass.chunks);
+  };
+  if (p.double_precision) return general(measure_pass<double>(p));
+  return forward_is_tiled(p) ? forward_tile_scratch(p) : general(measure_pass<float>(p));
 }
 
 CudaScratch conv_norm_backward_cuda_scratch(const ConvNormParams& p) {
-  const int64_t slots = p.architectures;
-  if (p.double_precision) {
-    const auto pass = sums_pass<double>(p);
-    return pass.partials.scratch(slots * pass.chunks);
-  }
-  const auto pass = sums_pass<float>(p);
-  return pass.partials.scratch(slots * pass.chunks);
+  CudaScratch scratch = input_gradient_scratch(p);
+  if (conv_norm_weight_is_tiled(p)) scratch.bytes = weight_offset(p) + weight_tile_bytes(p);
+  return scratch;
 }
 
-int conv_norm_cuda(const ConvNormParams& params, void* stream) {
-  return params.double_precision ? launch_forward_general<double>(params, stream)
-                                 : launch_forward_general<float>(params, stream);
+int conv_norm_cuda(const ConvNormParams& p, void* stream) {
+  if (p.double_precision) return launch_forward_general<double>(p, stream);
+  if (!forward_is_tiled(p)) return launch_forward_general<float>(p, stream);
+  return p.winograd ? launch_forward_tile<Tf32>(p, stream) : launch_forward_tile<Tf32x3>(p, stream);
 }
 
-int conv_norm_backward_cuda(const ConvNormParams& params, void* stream) {
-  return params.double_precision ? backward<double>(params, stream)
-                                 : backward<float>(params, stream);
+int conv_norm_backward_cuda(const ConvNormParams& p, void* stream) {
+  return p.double_precision ? backward<double>(p, stream) : backward<float>(p, stream);
 }
 
 }  // namespace cwkernels

@@ -7,6 +7,7 @@
 
 #include "../binding/checks.h"
 #include "../binding/cpu.h"
+#include "../binding/gpu_scratch.h"
 #include "../binding/images.h"
 #include "../binding/registration.h"
 #include "../binding/stream.h"
@@ -222,8 +223,8 @@ class OnGpu {
   }
 
   void operator()(GatherConvParams& params) const {
-    const Tensor scratch = device_scratch(on_, gather_conv_cuda_workspace(params));
-    params.workspace = scratch.mutable_data_ptr();
+    const GpuScratch scratch(gather_conv_cuda_scratch(params), on_);
+    params.workspace = scratch.data();
     call_.check(gather_conv_cuda(params, call_.stream()));
   }
 

@@ -3,15 +3,15 @@
 
 namespace cwkernels {
 
-int64_t gather_conv_cuda_workspace(const GatherConvParams& params) {
+CudaScratch gather_conv_cuda_scratch(const GatherConvParams& params) {
   const bool used = params.pass == ConvPass::backward_weight && gather_weight_is_tiled(params);
-  return used ? weight_tile_workspace(params) : 0;
+  return {used ? gather_weight_workspace(params) : 0, 0};
 }
 
 int gather_conv_cuda(const GatherConvParams& params, void* stream) {
   if (params.pass == ConvPass::backward_weight && gather_weight_is_tiled(params)) {
-    return params.winograd ? launch_weight_tile<Tf32>(params, stream)
-                           : launch_weight_tile<Tf32x3>(params, stream);
+    return params.winograd ? launch_gather_weight<Tf32>(params, stream)
+                           : launch_gather_weight<Tf32x3>(params, stream);
   }
   return for_each_part(params, [&](const GatherConvLaunch& part) {
     if (params.pass != ConvPass::backward_weight && gather_conv_is_tiled(params)) {

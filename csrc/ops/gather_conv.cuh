@@ -6,15 +6,6 @@
 // float32: products of matrices by the tiles of parts/tile.cuh.
 namespace cwkernels {
 
-// A convolution that makes each output (i, j) of its tiles the target's pixel (step i + y,
-// step j + x): the forward pass and the gradient at stride 1 are one, the gradient at stride 2
-// four.
-struct ConvPart {
-  Window window;
-  Tiles tiles;
-  int step, y, x;
-};
-
 struct GatherTileParams {
   const float* source;
   float* target;
@@ -25,7 +16,7 @@ struct GatherTileParams {
   int inner, size;                       // C and R of the bank
   bool summed;                           // all architectures have one target
   int64_t source_values, weight_values;  // of shared memory
-  ConvPart parts[4];
+  ConvParts all;
   int64_t first, count;
   int64_t rows[kGatherConvMost];
 };
@@ -46,7 +37,8 @@ struct StorePair {
   float* to;  // null: no output is there
   bool add;
 
-  __device__ __forceinline__ void operator()(int n, float left, float right) const {
+  __device__ __forceinline__ void operator()(int /*fragment*/, int n, float left,
+                                             float right) const {
     if (!to) return;
     using Two = Lanes<float, 2>;
     Two pair{{left, right}};
@@ -58,20 +50,20 @@ struct StorePair {
   }
 };
 
-// Grid: (tiles x chunks of kOutputs channels, architectures, parts), 256 threads. Shared memory for
-// a 3 x 3 window and 64 outputs: 180 source pixels of 8 x 16 outputs, 14.4 KB, and 9 taps, 46.2 KB:
-// two blocks on a processor of an A100, three on an H100's. For every 16 channels a block
-// reads 11.5 KB of pixels and 36.9 KB of weights (from L2: every tile reads the same) and
-// multiplies for 4,608 mma of 1,024 products, 128 x 64 x 144: 96 flop for each byte that comes from
-// L2.
+// Grid: (tiles x chunks of kOutputs channels, architectures), 256 threads. Shared memory for a 3 x
+// 3 window and 64 outputs: 180 source pixels of 8 x 16 outputs, 14.1 KB, and 9 taps, 45.2 KB, so
+// that two blocks fit a processor, as the registers of tf32 let them. For every 16 channels a block
+// reads 11.5 KB of pixels and 36.9 KB of weights (from L2: every tile reads the same) and makes
+// 1,152 mma of 1,024 products, 128 x 64 x 144: 49 flop for each byte that comes from L2.
 template <class Precision, class Split, bool kTransposed>
-__global__ void __launch_bounds__(Split::kThreads, 2) gather_conv_tile(GatherTileParams p) {
+__global__ void __launch_bounds__(Split::kThreads, Split::kResident)
+    gather_conv_tile(GatherTileParams p) {
   wait_for_previous();
-  const ConvPart& part = p.parts[blockIdx.z];
+  allow_next();
   const int chunks = p.outputs / Split::kOutputs;
-  const int64_t number = blockIdx.x / chunks;
+  int64_t number = blockIdx.x / chunks;
+  const ConvPart& part = p.all.part_of(&number);
   const int output = static_cast<int>(blockIdx.x % chunks) * Split::kOutputs;
-  if (number >= part.tiles.count) return;
   Shared shared;
   float* source = shared.take<float>(static_cast<size_t>(p.source_values));
   float* weights = shared.take<float>(static_cast<size_t>(p.weight_values));
@@ -108,18 +100,6 @@ __global__ void __launch_bounds__(Split::kThreads, 2) gather_conv_tile(GatherTil
 
 // --- On the host ---------------------------------------------------------------------------------
 
-// The least that a device has, so that one choice serves all: sm_86 and sm_89.
-constexpr int64_t kLeastShared = 99 * 1024;
-// 17 x 33 source pixels of 8 x 16 outputs at stride 2, 44.9 KB.
-constexpr int kSourceMost = 576;
-
-// How a pass reads and writes, and which kernel runs it.
-struct GatherTile {
-  GatherTileParams params;
-  int parts;
-  int64_t tiles;  // the most of a part
-};
-
 inline bool tile_strides(const PixelStrides& s) {
   return s.architecture % 4 == 0 && s.image % 4 == 0 && s.row % 4 == 0 && s.column % 4 == 0;
 }
@@ -131,26 +111,18 @@ inline bool gather_conv_is_tiled(const GatherConvParams& p) {
          tile_strides(p.input_strides) && tile_strides(p.output_strides);
 }
 
-template <class Split>
-constexpr int64_t tile_bytes(int source_pixels, int taps) {
-  return static_cast<int64_t>(
-      shared_bytes<float>(static_cast<size_t>(Split::source_values(source_pixels))) +
-      shared_bytes<float>(static_cast<size_t>(Split::weight_values(taps))));
-}
+// What the prose above gather_conv_tile says.
+static_assert(tile_bytes<Tile64>(180, 9) == 14464 + 46336);
+static_assert(2 * (tile_bytes<Tile64>(180, 9) + 1024) <= 164 * 1024, "two blocks, on an A100 too");
+static_assert(Tile64::kPixels * Tile64::kOutputs * 9 * Tile64::kDepth == 1152 * 1024);
+static_assert(2 * 1152 * 1024 / (180 * 64 + 9 * 64 * 64) == 48, "48.8 flop a byte");
 
-using Tile16 = TileSplit<8, 1, 1, 2, 16>;
-using Tile32 = TileSplit<4, 2, 2, 2, 16>;
-using Tile64 = TileSplit<4, 2, 2, 4, 16>;
-static_assert(Tile16::kPixels == Tile64::kPixels && Tile32::kPixels == Tile64::kPixels);
-static_assert(tile_bytes<Tile64>(180, 9) == 14464 + 46336, "the prose above gather_conv_tile");
-
-inline GatherTile make_gather_tile(const GatherConvLaunch& part) {
+inline GatherTileParams make_gather_tile(const GatherConvLaunch& part) {
   const GatherConvParams& p = part.conv;
   const bool forward = p.pass == ConvPass::forward;
   const int size = static_cast<int>(p.kernel_size), stride = static_cast<int>(p.stride);
   const auto narrow = [](int64_t value) { return static_cast<int>(value); };
-  GatherTile tile{};
-  GatherTileParams& t = tile.params;
+  GatherTileParams t{};
   t.source = static_cast<const float*>(forward ? p.input : p.output);
   t.target = static_cast<float*>(forward ? p.output : p.input);
   t.weight = static_cast<const float*>(p.weight);
@@ -167,63 +139,29 @@ inline GatherTile make_gather_tile(const GatherConvLaunch& part) {
   t.first = part.first;
   t.count = part.count;
   for (int64_t a = 0; a < part.count; ++a) t.rows[a] = part.chosen[a];
-  const int64_t room = (kLeastShared - tile_bytes<Tile16>(0, size * size)) /
-                       (Tile16::kStride * static_cast<int64_t>(sizeof(float)));
-  const int source_most = narrow(min(room - 1, int64_t{kSourceMost}));
-  const int sides = forward ? 1 : stride;
-  tile.parts = sides * sides;
-  for (int i = 0; i < tile.parts; ++i) {
-    const int y = i / sides, x = i % sides;
-    const int64_t height = forward ? p.output_height : (p.input_height - y + sides - 1) / sides;
-    const int64_t width = forward ? p.output_width : (p.input_width - x + sides - 1) / sides;
-    ConvPart& own = t.parts[i];
-    own = {forward ? forward_window(size, stride) : gradient_window(size, stride, y, x),
-           {},
-           sides,
-           y,
-           x};
-    if (height <= 0 || width <= 0) continue;
-    own.tiles = make_tiles(own.window, p.images, height, width, Tile16::kPixels, source_most);
-    tile.tiles = max(tile.tiles, own.tiles.count);
-  }
-  return tile;
+  const int most = source_most(size * size, 0);
+  t.all = forward ? forward_parts(size, stride, p.images, p.output_height, p.output_width,
+                                  kTilePixels, most)
+                  : gradient_parts(size, stride, p.images, p.input_height, p.input_width,
+                                   kTilePixels, most);
+  return t;
 }
 
-template <class Precision, class Split>
-int launch_gather_tile(const GatherTile& tile, bool transposed, void* stream) {
-  GatherTileParams params = tile.params;
-  int source_pixels = 0, taps = 0;
-  for (int i = 0; i < tile.parts; ++i) {
-    source_pixels = max(source_pixels, params.parts[i].tiles.source_pixels());
-    taps = max(taps, params.parts[i].window.taps());
-  }
-  params.source_values = Split::source_values(source_pixels);
-  params.weight_values = Split::weight_values(taps);
-  const Grid grid{tile.tiles * (params.outputs / Split::kOutputs), params.summed ? 1 : params.count,
-                  tile.parts};
-  const auto shared = static_cast<size_t>(tile_bytes<Split>(source_pixels, taps));
-  return launch(transposed ? gather_conv_tile<Precision, Split, true>
-                           : gather_conv_tile<Precision, Split, false>,
-                grid, Split::kThreads, shared, stream, params);
-}
-
-// As many outputs a block as the channels allow, as long as every processor has a block: each
-// source pixel is read once for them.
 template <class Precision>
 int launch_gather_tile(const GatherConvLaunch& part, void* stream) {
-  const GatherTile tile = make_gather_tile(part);
+  GatherTileParams params = make_gather_tile(part);
   const bool transposed = part.conv.pass != ConvPass::forward;
-  const int64_t blocks = tile.tiles * tile.parts * (tile.params.summed ? 1 : part.count);
-  const int outputs = tile.params.outputs, taps = tile.params.size * tile.params.size;
-  const auto fits = [&](auto split) {
+  const int64_t copies = params.summed ? 1 : params.count, tiles = params.all.tiles();
+  return with_tile(params.all, params.outputs, tiles * copies, 0, [&](auto split) {
     using Split = decltype(split);
-    return outputs % Split::kOutputs == 0 &&
-           blocks * (outputs / Split::kOutputs) >= current_device().processors &&
-           tile_bytes<Split>(kSourceMost, taps) <= kLeastShared;
-  };
-  if (fits(Tile64{})) return launch_gather_tile<Precision, Tile64>(tile, transposed, stream);
-  if (fits(Tile32{})) return launch_gather_tile<Precision, Tile32>(tile, transposed, stream);
-  return launch_gather_tile<Precision, Tile16>(tile, transposed, stream);
+    const int source_pixels = params.all.source_pixels(), taps = params.all.taps();
+    params.source_values = Split::source_values(source_pixels);
+    params.weight_values = Split::weight_values(taps);
+    return launch(transposed ? gather_conv_tile<Precision, Split, true>
+                             : gather_conv_tile<Precision, Split, false>,
+                  {tiles * (params.outputs / Split::kOutputs), copies}, Split::kThreads,
+                  static_cast<size_t>(tile_bytes<Split>(source_pixels, taps)), stream, params);
+  });
 }
 
 }  // namespace cwkernels

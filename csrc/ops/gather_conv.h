@@ -3,6 +3,7 @@
 
 #include "../parts/isa.h"
 #include "../parts/parallel.h"
+#include "../parts/scratch.h"
 
 // gather_conv: a convolution whose weight set is a row of a bank, chosen per architecture:
 //   output[a] = conv(input[a], weight[rows[a]]), padding R / 2, stride 1 or 2.
@@ -47,11 +48,10 @@ struct GatherConvParams {
 
   Parallel parallel;  // CPU only
   void* workspace;    // gather_conv_workspace(params) bytes, 64-byte aligned; on a GPU
-                      // gather_conv_cuda_workspace(params) bytes
+                      // those of gather_conv_cuda_scratch(params)
 };
 
-// Bytes of scratch on the device.
-int64_t gather_conv_cuda_workspace(const GatherConvParams& params);
+CudaScratch gather_conv_cuda_scratch(const GatherConvParams& params);
 // Launches on `stream`, a cudaStream_t; rows and slots are read on the host, before it returns.
 // Returns the launches' cudaError_t.
 int gather_conv_cuda(const GatherConvParams& params, void* stream);

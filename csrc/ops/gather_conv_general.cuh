@@ -58,6 +58,7 @@ template <class T>
 __global__ void __launch_bounds__(kConvGeneralThreads)
     gather_conv_forward_general(GatherConvLaunch launch) {
   wait_for_previous();
+  allow_next();
   const GatherConvParams& p = launch.conv;
   const int64_t number =
       static_cast<int64_t>(blockIdx.x) * kConvGeneralThreads + static_cast<int64_t>(threadIdx.x);
@@ -118,6 +119,7 @@ template <class T>
 __global__ void __launch_bounds__(kConvGeneralThreads)
     gather_conv_input_general(GatherConvLaunch launch) {
   wait_for_previous();
+  allow_next();
   const GatherConvParams& p = launch.conv;
   const bool shared = p.input_strides.architecture == 0;
   const int64_t number =
@@ -145,6 +147,7 @@ template <class T>
 __global__ void __launch_bounds__(kConvGeneralThreads)
     gather_conv_weight_general(GatherConvLaunch launch) {
   wait_for_previous();
+  allow_next();
   constexpr int kWarps = kConvGeneralThreads / kWarp;
   const GatherConvParams& p = launch.conv;
   const int64_t size = p.kernel_size, pad = size / 2, depth = conv_depth(p);

@@ -24,9 +24,10 @@ struct GatherWeightParams {
 // table. A warp's step of 8 pixels reads 4 + 36 values a lane for 18 mma: bound by shared memory,
 // at half of what the matrix units do.
 template <class Precision, class Split>
-__global__ void __launch_bounds__(Split::kThreads, 2)
+__global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kProducts))
     gather_conv_weight_tile(GatherWeightParams p) {
   wait_for_previous();
+  allow_next();
   Shared shared;
   float* gradients = shared.take<float>(static_cast<size_t>(p.values));
   int* table = shared.take<int>(Split::kPixels);
@@ -48,8 +49,8 @@ __global__ void __launch_bounds__(Split::kThreads, 2)
     const TilePlace tile = tile_place(p.tiles, number);
     sync_block();
     load_gradients<Precision, Split>(p.tiles, tile, output, load_gradient, gradients);
-    load_source<Precision, Split::kInputs, Split::kInputStride>(
-        p.tiles, p.window, tile, p.input_height, p.input_width, input, load_input, source);
+    load_inputs<Precision, Split>(p.tiles, p.window, tile, p.input_height, p.input_width, input,
+                                  load_input, source);
     sync_block();
     multiply_weights<Precision, Split>(sums, p.tiles, table, gradients, source);
   }
@@ -61,16 +62,7 @@ __global__ void __launch_bounds__(Split::kThreads, 2)
 
 // --- On the host ---------------------------------------------------------------------------------
 
-// 9 x 33 source pixels of 4 x 16 outputs at stride 2; with 32 channels of each 47.5 KB.
-constexpr int kWeightSourceMost = 320;
-constexpr int64_t kWeightWorkspace = int64_t{32} << 20;
-
-using Weight16 = WeightSplit<1, 1, 8, 1, 2, 3>;
-using Weight32 = WeightSplit<2, 2, 2, 1, 2, 3>;
-using Weight16Pointwise = WeightSplit<1, 1, 8, 1, 2, 1>;
-using Weight32Pointwise = WeightSplit<1, 1, 8, 2, 4, 1>;
 static_assert(Weight32::values(180) * sizeof(float) == 20480 + 28800, "the prose above");
-static_assert(Weight32::values(kWeightSourceMost) * sizeof(float) + 512 <= kLeastShared);
 
 inline int64_t weight_values(const GatherConvParams& p) {
   return p.output_channels * p.input_channels * p.kernel_size * p.kernel_size;
@@ -81,18 +73,18 @@ inline bool gather_weight_is_tiled(const GatherConvParams& p) {
          weight_values(p) * static_cast<int64_t>(sizeof(float)) <= kWeightWorkspace;
 }
 
-// How the gradient is shared out. None of it depends on the number of architectures, nor on which
-// of them a launch has.
-struct GatherWeightTile {
-  GatherWeightParams params;
-  bool wide;         // 32 x 32 channels a block, otherwise 16 x 16
-  int64_t chunks;    // blocks for each tile
-  int64_t together;  // architectures of a launch
-};
+// f(split) for the channels and taps of a call.
+template <class F>
+auto with_weight_split(const GatherConvParams& p, const F& f) {
+  const bool wide = p.input_channels % 32 == 0 && p.output_channels % 32 == 0;
+  if (p.kernel_size == 1) return wide ? f(Weight32Pointwise{}) : f(Weight16Pointwise{});
+  return wide ? f(Weight32{}) : f(Weight16{});
+}
 
-inline GatherWeightTile make_weight_tile(const GatherConvParams& p) {
-  GatherWeightTile tile{};
-  GatherWeightParams& t = tile.params;
+// How the gradient is shared out. None of it depends on the architectures.
+template <class Split>
+GatherWeightParams make_gather_weight(const GatherConvParams& p) {
+  GatherWeightParams t{};
   t.input = static_cast<const float*>(p.input);
   t.gradient = static_cast<const float*>(p.output);
   t.partials = static_cast<float*>(p.workspace);
@@ -103,62 +95,59 @@ inline GatherWeightTile make_weight_tile(const GatherConvParams& p) {
   t.inputs = static_cast<int>(p.input_channels);
   t.outputs = static_cast<int>(p.output_channels);
   t.window = forward_window(static_cast<int>(p.kernel_size), static_cast<int>(p.stride));
-  t.tiles = make_tiles(t.window, p.images, p.output_height, p.output_width, Weight16::kPixels,
+  t.tiles = make_tiles(t.window, p.images, p.output_height, p.output_width, Split::kPixels,
                        kWeightSourceMost);
-  tile.wide = t.inputs % 32 == 0 && t.outputs % 32 == 0;
-  const int side = tile.wide ? 32 : 16;
-  tile.chunks = t.inputs / side * (t.outputs / side);
-  const int64_t bytes = weight_values(p) * static_cast<int64_t>(sizeof(float));
-  const int64_t resident = max(2 * current_device().processors / tile.chunks, int64_t{1});
-  t.blocks = min(min(t.tiles.count, resident), kWeightWorkspace / bytes);
-  tile.together = min(min(kWeightWorkspace / (t.blocks * bytes), kWeightSumMost), p.architectures);
-  return tile;
+  t.values = Split::values(t.tiles.source_pixels());
+  t.blocks =
+      weight_blocks<Split>(p.output_channels, p.input_channels, t.tiles.count, weight_values(p));
+  return t;
+}
+
+// Architectures of a launch: their partial results fit the workspace.
+inline int64_t gather_weights_together(const GatherConvParams& p, int64_t blocks) {
+  const int64_t bytes = blocks * weight_values(p) * static_cast<int64_t>(sizeof(float));
+  return min(min(kWeightWorkspace / bytes, kWeightSumMost), p.architectures);
 }
 
 template <class Precision, class Split>
-int launch_weight_tile(const GatherWeightTile& tile, int64_t architectures, void* stream) {
-  GatherWeightParams params = tile.params;
-  params.values = Split::values(params.tiles.source_pixels());
+int launch_gather_weight(const GatherConvParams& p, void* stream) {
+  GatherWeightParams t = make_gather_weight<Split>(p);
+  const int64_t chunks = weight_chunks<Split>(p.output_channels, p.input_channels);
   const size_t shared =
-      shared_bytes<float>(static_cast<size_t>(params.values)) + shared_bytes<int>(Split::kPixels);
-  return launch(gather_conv_weight_tile<Precision, Split>,
-                {params.blocks * tile.chunks, architectures}, Split::kThreads, shared, stream,
-                params);
-}
-
-template <class Precision>
-int launch_weight_tile(const GatherConvParams& p, void* stream) {
-  GatherWeightTile tile = make_weight_tile(p);
-  for (int64_t first = 0; first < p.architectures; first += tile.together) {
-    const GatherConvLaunch part = gather_conv_part(p, first, tile.together);
-    tile.params.first = first;
-    int error = 0;
-    if (p.kernel_size == 1) {
-      error = tile.wide
-                  ? launch_weight_tile<Precision, Weight32Pointwise>(tile, part.count, stream)
-                  : launch_weight_tile<Precision, Weight16Pointwise>(tile, part.count, stream);
-    } else {
-      error = tile.wide ? launch_weight_tile<Precision, Weight32>(tile, part.count, stream)
-                        : launch_weight_tile<Precision, Weight16>(tile, part.count, stream);
+      shared_bytes<float>(static_cast<size_t>(t.values)) + shared_bytes<int>(Split::kPixels);
+  const int64_t together = gather_weights_together(p, t.blocks);
+  for (t.first = 0; t.first < p.architectures; t.first += together) {
+    const GatherConvLaunch part = gather_conv_part(p, t.first, together);
+    if (const int error =
+            launch(gather_conv_weight_tile<Precision, Split>, {t.blocks * chunks, part.count},
+                   Split::kThreads, shared, stream, t)) {
+      return error;
     }
-    if (error != 0) return error;
-    WeightSum<float> sum{tile.params.partials,
-                         static_cast<float*>(p.weight_grad),
-                         weight_values(p),
-                         tile.params.blocks,
-                         part.count,
-                         part.opens,
-                         {}};
+    WeightSum<float> sum{};
+    sum.partials = t.partials;
+    sum.target = static_cast<float*>(p.weight_grad);
+    sum.values = weight_values(p);
+    sum.parts = t.blocks;
+    sum.count = part.count;
+    sum.opens = part.opens;
     for (int64_t a = 0; a < part.count; ++a) sum.slots[a] = part.chosen[a];
-    if (const int failed = launch_weight_sum(sum, stream)) return failed;
+    if (const int error = launch_weight_sum(sum, stream)) return error;
   }
   return 0;
 }
 
-inline int64_t weight_tile_workspace(const GatherConvParams& p) {
-  const GatherWeightTile tile = make_weight_tile(p);
-  return tile.together * tile.params.blocks * weight_values(p) *
-         static_cast<int64_t>(sizeof(float));
+template <class Precision>
+int launch_gather_weight(const GatherConvParams& p, void* stream) {
+  return with_weight_split(
+      p, [&](auto split) { return launch_gather_weight<Precision, decltype(split)>(p, stream); });
+}
+
+inline int64_t gather_weight_workspace(const GatherConvParams& p) {
+  return with_weight_split(p, [&](auto split) {
+    const int64_t blocks = make_gather_weight<decltype(split)>(p).blocks;
+    return gather_weights_together(p, blocks) * blocks * weight_values(p) *
+           static_cast<int64_t>(sizeof(float));
+  });
 }
 
 }  // namespace cwkernels

@@ -6,8 +6,10 @@
 #include <vector>
 
 #include "../binding/cpu.h"
+#include "../binding/gpu_scratch.h"
 #include "../binding/images.h"
 #include "../binding/registration.h"
+#include "../binding/stream.h"
 
 // Images are [A or 1, N, C, H, W]; banks come edge by edge: 1 x 1, 3 x 3 and, in networks with a
 // skip projection, that one.
@@ -127,6 +129,8 @@ void check(const char* name, const Tensor& images, const Tensor& selection, cons
                   bank.scalar_type() == dtype,
               name, "weights[" + std::to_string(i) + "]", "a contiguous bank [S, C, C, R, R]",
               describe(bank));
+    CWK_CHECK(bank.device() == images.device(), name, "weights[" + std::to_string(i) + "]",
+              "a tensor on the input's device", "one on another device");
   }
   for (const Tensors* group : {&running_mean, &running_var}) {
     for (size_t i = 0; !training && i < group->size(); ++i) {
@@ -135,6 +139,9 @@ void check(const char* name, const Tensor& images, const Tensor& selection, cons
                     own.numel() == weights[i / 2 * per_edge].size(0) * images.size(2),
                 name, "running statistics [" + std::to_string(i) + "]", "contiguous [S, C]",
                 describe(own));
+      CWK_CHECK(own.device() == images.device(), name,
+                "running statistics [" + std::to_string(i) + "]", "a tensor on the input's device",
+                "one on another device");
     }
   }
 }
@@ -164,7 +171,6 @@ NB201CellParams prepare(const Tensor& images, const Plans& plans, const Tensors&
   params.count_include_pad = count_include_pad;
   params.winograd = winograd;
   params.double_precision = images.scalar_type() == ScalarType::Double;
-  params.parallel = cpu_parallel();
   return params;
 }
 
@@ -173,12 +179,14 @@ Tensor images_like(const Tensor& images, int64_t count) {
                     {count, images.size(1), images.size(3), images.size(4), images.size(2)});
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& selection,
-                                                   const Tensors& weights,
-                                                   const Tensors& running_mean,
-                                                   const Tensors& running_var, bool training,
-                                                   bool count_include_pad, double eps,
-                                                   bool winograd, bool /*dense_grad*/, bool keep) {
+using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Backward = std::tuple<Tensor, Tensors, Tensors>;
+
+// A pass on either device: run(params, images) calls the kernels.
+template <class Run>
+Forward forward(const Run& run, const Tensor& input, const Tensor& selection,
+                const Tensors& weights, const Tensors& running_mean, const Tensors& running_var,
+                bool training, bool count_include_pad, double eps, bool winograd, bool keep) {
   check("nb201_cell", input, selection, weights, running_mean, running_var, training);
   const Plans plans = make_plans("nb201_cell", selection, weights);
   const Tensor images = dense_images(input);
@@ -195,7 +203,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input, const Te
   params.statistics = statistics.mutable_data_ptr();
   params.output_statistics = own.mutable_data_ptr();
   params.kept = keep ? kept.mutable_data_ptr() : nullptr;
-  CWK_RUN_CPU(nb201_cell, params);
+  run(params, images);
   return {output, statistics, own, kept};
 }
 
@@ -227,13 +235,11 @@ std::vector<std::vector<int64_t>> place_gradients(Plans& plans, size_t banks) {
   return rows;
 }
 
-std::tuple<Tensor, Tensors, Tensors> backward(const Tensor& grad, const Tensor& input,
-                                              const Tensor& selection, const Tensors& weights,
-                                              const Tensors& running_mean,
-                                              const Tensors& running_var, const Tensor& statistics,
-                                              const Tensor& kept, bool training,
-                                              bool count_include_pad, double eps, bool winograd,
-                                              bool need_weights) {
+template <class Run>
+Backward backward(const Run& run, const Tensor& grad, const Tensor& input, const Tensor& selection,
+                  const Tensors& weights, const Tensors& running_mean, const Tensors& running_var,
+                  const Tensor& statistics, const Tensor& kept, bool training,
+                  bool count_include_pad, double eps, bool winograd, bool need_weights) {
   const char* name = "nb201_cell_backward";
   check(name, input, selection, weights, running_mean, running_var, training);
   Plans plans = make_plans(name, selection, weights);
@@ -247,6 +253,10 @@ std::tuple<Tensor, Tensors, Tensors> backward(const Tensor& grad, const Tensor& 
             name, "kept", "what nb201_cell kept", describe(kept));
   CWK_CHECK(statistics.is_contiguous() && statistics.numel() == a * 12 * images.size(2), name,
             "statistics", "those of nb201_cell", describe(statistics));
+  for (const Tensor* own : {&grad, &statistics, &kept}) {
+    CWK_CHECK(own->device() == images.device(), name, "grad, statistics, kept",
+              "tensors on the input's device", "one on another device");
+  }
   const auto all_rows = place_gradients(plans, weights.size());
   NB201CellParams params = prepare(images, plans, weights, running_mean, running_var, training,
                                    count_include_pad, eps, winograd);
@@ -272,9 +282,79 @@ std::tuple<Tensor, Tensors, Tensors> backward(const Tensor& grad, const Tensor& 
   params.grad_input = grad_input.mutable_data_ptr();
   params.statistics = const_cast<void*>(statistics.const_data_ptr());
   params.kept = const_cast<void*>(kept.const_data_ptr());
-  CWK_RUN_CPU(nb201_cell_backward, params);
+  run(params, images);
   return {grad_input, rows, values};
 }
+
+Forward nb201_cell_cpu(const Tensor& input, const Tensor& selection, const Tensors& weights,
+                       const Tensors& running_mean, const Tensors& running_var, bool training,
+                       bool count_include_pad, double eps, bool winograd, bool /*dense_grad*/,
+                       bool keep) {
+  const auto run = [](NB201CellParams& params, const Tensor& /*images*/) {
+    params.parallel = cpu_parallel();
+    CWK_RUN_CPU(nb201_cell, params);
+  };
+  return forward(run, input, selection, weights, running_mean, running_var, training,
+                 count_include_pad, eps, winograd, keep);
+}
+
+Backward nb201_cell_backward_cpu(const Tensor& grad, const Tensor& input, const Tensor& selection,
+                                 const Tensors& weights, const Tensors& running_mean,
+                                 const Tensors& running_var, const Tensor& statistics,
+                                 const Tensor& kept, bool training, bool count_include_pad,
+                                 double eps, bool winograd, bool need_weights) {
+  const auto run = [](NB201CellParams& params, const Tensor& /*images*/) {
+    params.parallel = cpu_parallel();
+    CWK_RUN_CPU(nb201_cell_backward, params);
+  };
+  return backward(run, grad, input, selection, weights, running_mean, running_var, statistics, kept,
+                  training, count_include_pad, eps, winograd, need_weights);
+}
+
+#if CWK_WITH_CUDA
+// What the kernels count with: 31 bits for pixels, and coefficients of all channels in shared
+// memory.
+void check_sizes(const char* name, const NB201CellParams& params) {
+  constexpr int64_t kMostPixels = (int64_t{1} << 31) - 1, kMostChannels = 1536;
+  const int64_t pixels = params.images * params.height * params.width;
+  CWK_CHECK(pixels <= kMostPixels, name, "input", "fewer than 2^31 pixels", pixels);
+  CWK_CHECK(params.channels <= kMostChannels, name, "input", "at most 1536 channels on the GPU",
+            params.channels);
+}
+
+Forward nb201_cell_gpu(const Tensor& input, const Tensor& selection, const Tensors& weights,
+                       const Tensors& running_mean, const Tensors& running_var, bool training,
+                       bool count_include_pad, double eps, bool winograd, bool /*dense_grad*/,
+                       bool keep) {
+  const GpuCall call("nb201_cell", input);
+  const auto run = [&call](NB201CellParams& params, const Tensor& images) {
+    check_sizes("nb201_cell", params);
+    const GpuScratch scratch(nb201_cell_cuda_scratch(params), images);
+    params.workspace = scratch.data();
+    params.tickets = scratch.tickets();
+    call.check(nb201_cell_cuda(params, call.stream()));
+  };
+  return forward(run, input, selection, weights, running_mean, running_var, training,
+                 count_include_pad, eps, winograd, keep);
+}
+
+Backward nb201_cell_backward_gpu(const Tensor& grad, const Tensor& input, const Tensor& selection,
+                                 const Tensors& weights, const Tensors& running_mean,
+                                 const Tensors& running_var, const Tensor& statistics,
+                                 const Tensor& kept, bool training, bool count_include_pad,
+                                 double eps, bool winograd, bool need_weights) {
+  const GpuCall call("nb201_cell_backward", input);
+  const auto run = [&call](NB201CellParams& params, const Tensor& images) {
+    check_sizes("nb201_cell_backward", params);
+    const GpuScratch scratch(nb201_cell_backward_cuda_scratch(params), images);
+    params.workspace = scratch.data();
+    params.tickets = scratch.tickets();
+    call.check(nb201_cell_backward_cuda(params, call.stream()));
+  };
+  return backward(run, grad, input, selection, weights, running_mean, running_var, statistics, kept,
+                  training, count_include_pad, eps, winograd, need_weights);
+}
+#endif
 
 }  // namespace
 }  // namespace cwkernels
@@ -292,6 +372,13 @@ CWK_SCHEMAS(m) {
 }
 
 CWK_CPU_FUNCTIONS(m) {
-  m.impl("nb201_cell", TORCH_BOX(&cwkernels::forward));
-  m.impl("nb201_cell_backward", TORCH_BOX(&cwkernels::backward));
+  m.impl("nb201_cell", TORCH_BOX(&cwkernels::nb201_cell_cpu));
+  m.impl("nb201_cell_backward", TORCH_BOX(&cwkernels::nb201_cell_backward_cpu));
 }
+
+#if CWK_WITH_CUDA
+CWK_GPU_FUNCTIONS(m) {
+  m.impl("nb201_cell", TORCH_BOX(&cwkernels::nb201_cell_gpu));
+  m.impl("nb201_cell_backward", TORCH_BOX(&cwkernels::nb201_cell_backward_gpu));
+}
+#endif

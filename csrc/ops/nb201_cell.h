@@ -3,6 +3,7 @@
 
 #include "../parts/isa.h"
 #include "../parts/parallel.h"
+#include "../parts/scratch.h"
 
 // nb201_cell: four nodes, six edges 0-1, 0-2, 1-2, 0-3, 1-3, 2-3; a node is the sum of its edges.
 // Shape comments: A architectures, N images each, C channels, H x W pixels, S rows in a bank, U
@@ -59,8 +60,16 @@ struct NB201CellParams {
   bool winograd;           // 3 x 3 convolutions may run by Winograd's method (precision "high")
   bool double_precision;   // all tensors are float64, otherwise float32
   Parallel parallel;       // CPU only
-  void* workspace;         // CPU only: nb201_cell_workspace(params) bytes, 64-byte aligned
+  void* workspace;         // nb201_cell_workspace(params) bytes, 64-byte aligned; CUDA: its scratch
+  unsigned* tickets;       // CUDA only: of its scratch
 };
+
+// What the launches of these params need, workspace and tickets set or not.
+CudaScratch nb201_cell_cuda_scratch(const NB201CellParams& params);
+CudaScratch nb201_cell_backward_cuda_scratch(const NB201CellParams& params);
+// Launch on `stream`, a cudaStream_t. Return the first launch's cudaError_t that is one.
+int nb201_cell_cuda(const NB201CellParams& params, void* stream);
+int nb201_cell_backward_cuda(const NB201CellParams& params, void* stream);
 
 }  // namespace cwkernels
 

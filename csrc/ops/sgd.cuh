@@ -3,16 +3,16 @@
 #include "sgd.h"
 
 // All rows that move in one launch: what a step moves (of NAS-Bench-201 some 60 tensors, of Macro
-// 90) fits the parameters of one or two. It is bound by memory, 20 bytes an element: weight,
-// momentum and gradient read, two of them written. A block takes kSgdPiece neighbouring elements of
-// a row, four of them a thread, by 16 bytes where the row allows it.
+// 80) fits the parameters of one. It is bound by memory, 20 bytes an element: weight, momentum and
+// gradient read, two of them written. A block takes kSgdPiece neighbouring elements of a row, four
+// of them a thread, by 16 bytes where the row allows it.
 namespace cwkernels {
 
 constexpr int kSgdThreads = 256;
 constexpr int64_t kSgdPiece = kSgdThreads * 4;
-// As many as fit the 4 KB of a launch's parameters: 48 bytes a row, 4 for each gradient of one.
-constexpr int kSgdMoves = 72;
-constexpr int kSgdEntries = 144;
+// As many as fit the 4 KB of a launch's parameters: 40 bytes a row, 4 for each gradient of one.
+constexpr int kSgdMoves = 84;
+constexpr int kSgdEntries = 168;
 
 // A row that moves.
 struct SgdMove {
@@ -21,12 +21,15 @@ struct SgdMove {
   const void* grad;      // what the entries are of
   int64_t size;          // elements
   int32_t end;           // the first block that is no longer this chain's
-  int16_t first, count;  // of the entries that its gradient sums, in order
-  bool chained;     // the next row shares the momentum: the same threads move it, after this one
-  bool continued;   // `carry` holds the sum of the gradients of the launch before
-  bool unfinished;  // there are more gradients: their sum goes to `carry`, and nothing moves yet
+  uint8_t first, count;  // of the entries that its gradient sums, in order
+  // The next row shares the momentum: the same threads move it, after this one.
+  bool chained : 1;
+  // `carry` holds the sum of the gradients of the launch before.
+  bool continued : 1;
+  // There are more gradients: their sum goes to `carry`, and nothing moves yet.
+  bool unfinished : 1;
 };
-static_assert(sizeof(SgdMove) == 48);
+static_assert(sizeof(SgdMove) == 40 && kSgdEntries < 256);
 
 struct SgdLaunch {
   double lr, momentum, weight_decay;
@@ -77,8 +80,9 @@ __device__ __forceinline__ bool sgd_is_wide(const SgdMove& move) {
   return bits % 16 == 0;
 }
 
+// Six blocks on a processor, 40 registers: left alone, ptxas takes 32 for eight blocks, and spills.
 template <class T>
-__global__ void __launch_bounds__(kSgdThreads) sgd_kernel(SgdLaunch l) {
+__global__ void __launch_bounds__(kSgdThreads, 6) sgd_kernel(SgdLaunch l) {
   wait_for_previous();
   allow_next();
   const auto block = static_cast<int32_t>(blockIdx.x);
@@ -165,8 +169,8 @@ class SgdLaunches {
     const bool follows = moves_ > 0 && l_.moves[moves_ - 1].chained;
     if (!follows) blocks_ += (target.row_size + kSgdPiece - 1) / kSgdPiece;
     move.end = static_cast<int32_t>(blocks_);
-    move.first = static_cast<int16_t>(entries_);
-    move.count = static_cast<int16_t>(count);
+    move.first = static_cast<uint8_t>(entries_);
+    move.count = static_cast<uint8_t>(count);
     for (int64_t e = 0; e < count; ++e) l_.entries[entries_++] = static_cast<int32_t>(entries[e]);
     ++moves_;
     return move;

@@ -16,6 +16,8 @@ constexpr int kMmaRows = 16, kMmaColumns = 8, kMmaDepth = 8;
 // Both factors rounded to 11 bits, once, on their way to shared memory: a relative error of 2^-12
 // in each factor on average, and none for small integers.
 struct Tf32 {
+  static constexpr int kProducts = 1;
+
   template <int kValues>
   struct Operand {
     uint32_t bits[kValues];
@@ -40,8 +42,10 @@ struct Tf32 {
 // float32 by three products: a value is the sum of two of 11 bits, and what is left out is 2^-22 of
 // a product. The matrix units round toward zero when they add, a bias that grows with the number of
 // additions, so 8 products are summed by them from zero, the small ones first, and added to the
-// total as the CUDA cores round, to nearest.
+// total as the CUDA cores round, to nearest. An infinity has no finite rest: it becomes NaN.
 struct Tf32x3 {
+  static constexpr int kProducts = 3;
+
   template <int kValues>
   struct Operand {
     uint32_t big[kValues], small[kValues];

@@ -14,10 +14,14 @@ struct WeightSplit {
   static constexpr int kWarpsM = kWarpsM_, kWarpsN = kWarpsN_, kWarpsP = kWarpsP_;
   static constexpr int kM = kM_, kN = kN_, kSize = kSize_, kTaps = kSize * kSize;
   static constexpr int kOutputs = kWarpsM * kM * kMmaRows, kInputs = kWarpsN * kN * kMmaColumns;
-  static constexpr int kOutputStride = kOutputs + 8, kInputStride = kInputs + 8;
+  static constexpr int kOutputStride = kOutputs + 8;
+  static constexpr int kInputStride = kInputs % 16 == 0 ? kInputs + 8 : kInputs + 16;
   static constexpr int kPixels = 128;
   static constexpr int kThreads = kWarpsM * kWarpsN * kWarpsP * kWarp;
   static constexpr int kFragments = kTaps * kM * kN;
+  // Blocks on a processor that the registers are to allow: 72 sums and split operands leave room
+  // for one.
+  static constexpr int resident(int products) { return kFragments >= 18 && products > 1 ? 1 : 2; }
   static_assert(kOutputStride % 16 == 8 && kInputStride % 16 == 8, "conflicts of banks");
 
   struct Sums {
@@ -43,6 +47,9 @@ struct WeightSplit {
   }
 };
 
+// Loads under way of a thread: 72 sums in its registers leave no room for more.
+constexpr int kWeightBatch = 2;
+
 // Gradients of the outputs of a tile, kOutputs channels from `channel` on, zeros where there is no
 // output. load(image, y, x, channel) is Four of them.
 template <class Precision, class Split, class Load>
@@ -59,9 +66,19 @@ __device__ __forceinline__ void load_gradients(const Tiles& t, const TilePlace& 
     }
     return four;
   };
-  move_in_batches<Four>(Split::kPixels * kPieces, read, [&](int i, const Four& four) {
-    store_lanes(to + i / kPieces * Split::kOutputStride + i % kPieces * 4, four);
-  });
+  move_in_batches<Four, kBatchOf<Load, kWeightBatch>>(
+      Split::kPixels * kPieces, read, [&](int i, const Four& four) {
+        store_lanes(to + i / kPieces * Split::kOutputStride + i % kPieces * 4, four);
+      });
+}
+
+// The source pixels of a tile, kInputs channels from `channel` on.
+template <class Precision, class Split, class Load>
+__device__ __forceinline__ void load_inputs(const Tiles& t, const Window& window,
+                                            const TilePlace& tile, int height, int width,
+                                            int channel, const Load& load, float* to) {
+  load_source<Precision, Split::kInputs, Split::kInputStride, kWeightBatch>(
+      t, window, tile, height, width, channel, load, to);
 }
 
 // Where the source pixel of tap (0, 0) of each output lies: made once, for all tiles.
@@ -169,6 +186,7 @@ constexpr int kWeightSumValues = kWeightSumThreads / kWeightSumSlices;
 template <class T>
 __global__ void __launch_bounds__(kWeightSumThreads) weight_sum_kernel(WeightSum<T> p) {
   wait_for_previous();
+  allow_next();
   Shared shared;
   T* slices = shared.take<T>(kWeightSumThreads);
   const int own = static_cast<int>(threadIdx.x) % kWeightSumValues;
@@ -179,7 +197,7 @@ __global__ void __launch_bounds__(kWeightSumThreads) weight_sum_kernel(WeightSum
     if (value < p.values) {
       const T* from = p.partials + a * p.parts * p.values + value;
       for (int64_t part = slice; part < p.parts; part += kWeightSumSlices) {
-        sum += load_constant(from + part * p.values);
+        sum += from[part * p.values];
       }
     }
     slices[threadIdx.x] = sum;
@@ -197,6 +215,34 @@ template <class T>
 int launch_weight_sum(const WeightSum<T>& p, void* stream) {
   return launch(weight_sum_kernel<T>, {(p.values + kWeightSumValues - 1) / kWeightSumValues},
                 kWeightSumThreads, shared_bytes<T>(kWeightSumThreads), stream, p);
+}
+
+// --- How large -----------------------------------------------------------------------------------
+
+// 9 x 33 source pixels of 4 x 16 outputs at stride 2; with 32 channels of each 47.5 KB.
+constexpr int kWeightSourceMost = 320;
+constexpr int64_t kWeightWorkspace = int64_t{32} << 20;
+
+using Weight16 = WeightSplit<1, 1, 8, 1, 2, 3>;
+using Weight32 = WeightSplit<2, 2, 2, 1, 2, 3>;
+using WeightNarrow = WeightSplit<1, 1, 8, 1, 1, 3>;
+using Weight16Pointwise = WeightSplit<1, 1, 8, 1, 2, 1>;
+using Weight32Pointwise = WeightSplit<1, 1, 8, 2, 4, 1>;
+static_assert(Weight32::values(kWeightSourceMost) * sizeof(float) + 20 * 1024 <= kLeastShared);
+
+// Blocks that a tile's pixels are read by.
+template <class Split>
+int64_t weight_chunks(int64_t outputs, int64_t inputs) {
+  return outputs / Split::kOutputs * ((inputs + Split::kInputs - 1) / Split::kInputs);
+}
+
+// Blocks that share out the tiles, for each chunk: two on a processor with the chunks, and partial
+// results of `values` weights each that fit the workspace.
+template <class Split>
+int64_t weight_blocks(int64_t outputs, int64_t inputs, int64_t tiles, int64_t values) {
+  const int64_t resident = 2 * current_device().processors / weight_chunks<Split>(outputs, inputs);
+  const int64_t fitting = kWeightWorkspace / (values * static_cast<int64_t>(sizeof(float)));
+  return max(min(min(tiles, resident), fitting), int64_t{1});
 }
 
 }  // namespace cwkernels

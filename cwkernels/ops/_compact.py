@@ -36,6 +36,8 @@ def bank_gradient(rows: Tensor, values: Tensor, shape: Sequence[int], dense_grad
 
     Compact: a sparse COO tensor with one sparse dimension. Dense: zeros elsewhere.
     """
+    # Rows that were chosen on the host, of values that a GPU computed.
+    rows = rows.to(values.device)
     if dense_grad:
         return values.new_zeros(shape).index_copy_(0, rows, values)
     return torch.sparse_coo_tensor(

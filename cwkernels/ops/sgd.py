@@ -59,10 +59,9 @@ def sgd(
         if current_backend() == "reference" or not _has_kernel(lists[0]):
             reference(*lists, lr, momentum, weight_decay)
             return
-        # What moves is decided on the host; there is nothing to copy unless the indices of a
-        # gradient on a GPU are rows.
-        lists[3][:] = [row.cpu() for row in lists[3]]
-        torch.ops.cwkernels.sgd.default(*lists, lr, momentum, weight_decay)
+        # The host decides what moves. The rows of a gradient on a GPU lie there.
+        on_host = [own if own.is_cpu else own.cpu() for own in lists[3]]
+        torch.ops.cwkernels.sgd.default(*lists[:3], on_host, lr, momentum, weight_decay)
     if not torch.compiler.is_compiling():
         # A graph that saved them for backward must not run.
         torch.autograd.graph.increment_version(lists[0])

@@ -19,7 +19,13 @@ from cwkernels.testing.compare import (
     refused,
     relative_error,
 )
-from cwkernels.testing.devices import cpu_isa, cpu_isas, poisoned_memory, why_no_cuda
+from cwkernels.testing.devices import (
+    cpu_isa,
+    cpu_isas,
+    poisoned_memory,
+    processor,
+    why_no_cuda,
+)
 from cwkernels.testing.functions import (
     Expected,
     Function,
@@ -78,6 +84,7 @@ __all__ = [
     "network_cases",
     "on_device",
     "poisoned_memory",
+    "processor",
     "refused",
     "relative_error",
     "small_integers",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cwkernels.ops.precision import Precision
+from cwkernels.testing.devices import processor
 from cwkernels.testing.functions import Expected, Results
 from cwkernels.testing.tolerances import (
     ALLOWANCES,
@@ -53,7 +54,7 @@ def assert_close_to_reference(
     floor = tolerance.floor * torch.finfo(result.dtype).eps * terms**0.5
     bound = max(tolerance.stock * stock_error, floor)
     if result.dtype == torch.float32:
-        bound = max(bound, convolutions * CONVOLUTION_ERRORS[precision])
+        bound = max(bound, convolutions * CONVOLUTION_ERRORS[processor(), precision])
     assert error <= bound, (
         f"{name}: relative error {error:.2e}, bound {bound:.2e} "
         f"(stock's error {stock_error:.2e}, floor for {terms} terms {floor:.2e})"

@@ -2,8 +2,28 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal
 
 import torch
+
+Processor = Literal["cpu", "gpu"]
+_processor: ContextVar[Processor] = ContextVar("processor", default="cpu")
+
+
+def processor() -> Processor:
+    """Whose kernels compute what is tested: the emulator runs those of a GPU."""
+    return _processor.get()
+
+
+@contextmanager
+def on_gpu() -> Iterator[None]:
+    """Says that what is computed inside comes from a GPU's kernels."""
+    token = _processor.set("gpu")
+    try:
+        yield
+    finally:
+        _processor.reset(token)
 
 
 def cpu_isas() -> tuple[str, ...]:

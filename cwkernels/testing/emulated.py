@@ -4,6 +4,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 LIBRARY = Path(__file__).parents[2] / "build" / "cmake" / "emulator" / "_emulated.so"
 """Where `make emulated` puts the library; CWKERNELS_EMULATED_LIBRARY names another one."""
 NAMESPACE = "cwkernels_emulated"
+_running: ContextVar[bool] = ContextVar("emulated", default=False)
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,19 @@ def emulated(device: EmulatedDevice | None = None) -> Iterator[None]:
     device = device or chosen_device()
     library.cwk_emulator_configure(device.capability, device.processors, device.seed)
     redirection = torch.library.Library("cwkernels", "IMPL")
+    token = _running.set(True)
     try:
         for name in emulated_operations():
             redirection.impl(name, _redirected(name), "CPU", allow_override=True)
         yield
     finally:
+        _running.reset(token)
         redirection._destroy()
+
+
+def is_emulated() -> bool:
+    """Whether this runs inside `emulated()`."""
+    return _running.get()
 
 
 def emulated_launches() -> int:

@@ -5,7 +5,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from cwkernels.testing.devices import cpu_isa, cpu_isas, poisoned_memory, why_no_cuda
+from cwkernels.testing.devices import (
+    cpu_isa,
+    cpu_isas,
+    on_gpu,
+    poisoned_memory,
+    why_no_cuda,
+)
 from cwkernels.testing.emulated import emulated, why_not_emulated
 
 
@@ -21,14 +27,15 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         reason = why_not_emulated(getattr(request.module, "OPERATION", None))
         if reason is not None:
             pytest.skip(reason)
-        with emulated():
+        with emulated(), on_gpu():
             yield torch.device("cpu")
         return
     if name == "cuda":
         reason = why_no_cuda(getattr(request.module, "OPERATION", None))
         if reason is not None:
             pytest.skip(reason)
-        yield torch.device("cuda")
+        with on_gpu():
+            yield torch.device("cuda")
         return
     isa = name.removeprefix("cpu-")
     if isa not in cpu_isas():

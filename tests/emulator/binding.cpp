@@ -15,8 +15,10 @@ void GpuCall::check(int error) const {
   STD_TORCH_CHECK(error == 0, operation_, ": cudaError ", error, ": ", emulator::take_error());
 }
 
-// Tensors of the emulator are small.
-void advise_huge_pages(void* /*data*/, int64_t /*bytes*/) {}
+// A GPU's tensors are torch's allocator's.
+Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return torch::stable::new_empty(like, sizes);
+}
 
 Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes) {
   return torch::stable::new_empty(like, sizes);

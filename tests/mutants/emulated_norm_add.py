@@ -7,7 +7,7 @@ _REDUCE = "csrc/parts/reduce.cuh"
 _NORMALIZE = "csrc/parts/normalize.cuh"
 _TEST = "tests/ops/test_norm_add.py"
 _CLOSE = (_TEST, "-k", "emulated and close")
-_SCHEDULES = (_TEST, "-k", "any_schedule")
+_SCHEDULES = (_TEST, "-k", "emulated_schedules")
 
 MUTANTS = (
     Mutant(

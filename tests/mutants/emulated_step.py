@@ -81,7 +81,7 @@ MUTANTS = (
         _BATCH_TESTS,
     ),
     Mutant(
-        "a wide store that runs over the end of a row",
+        "a wide store that does not see the end of a row",
         _BATCH,
         "if (++x == p.width) x = 0, ++y;",
         "if (++x == p.width + MUTANT) x = 0, ++y;",

@@ -95,10 +95,10 @@ def plant_emulated(target: Path) -> None:
     spec = find_spec("torch")
     assert spec is not None
     assert spec.origin is not None
-    build = target / "build" / "cmake"
+    build = str(target / "build" / "cmake")
     options = [f"-DTORCH_ROOT={Path(spec.origin).parent}", "-DCWKERNELS_CUDA=OFF"]
     for command in (
-        ["cmake", "-S", target, "-B", build, "-G", "Ninja", *options],
+        ["cmake", "-S", str(target), "-B", build, "-G", "Ninja", *options],
         ["cmake", "--build", build, "--target", "_emulated"],
     ):
         subprocess.run(

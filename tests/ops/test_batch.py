@@ -25,6 +25,8 @@ CASES = (
     Case("odd", (3, 3, 5, 7), 11, shift=9),
     Case("one_channel_one_row", (2, 1, 1, 5), 3),
     Case("four_channels", (2, 4, 3, 2), 5),
+    # Four neighbouring values of two rows.
+    Case("over_rows", (3, 3, 4, 5), 6),
     # More than one task of the CPU's.
     Case("many", (5, 2, 4, 4), 100),
 )

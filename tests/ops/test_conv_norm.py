@@ -23,6 +23,7 @@ from cwkernels.testing import (
     dense_random,
     evaluate,
     expect,
+    on_device,
     refused,
     small_integers,
     statistics_of,
@@ -35,7 +36,9 @@ from cwkernels.testing.cases.conv_norm import (
     stock,
     terms_of,
 )
+from cwkernels.testing.emulated import emulated, emulated_launches, why_not_emulated
 
+OPERATION = "conv_norm"
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
@@ -47,6 +50,12 @@ CASES = (
     Case("cut_tiles", (2, 9, 16, 6, 7), 32),
     Case("shortcut", (3, 16, 16, 16), 32, 1, norm="none", relu=False, pool=True),
     Case("head", (3, 32, 4, 4), 64, 1, norm="plain"),
+    Case("narrow", (3, 7, 9, 6), 48),
+    Case("narrow_1x1_stride_2", (3, 4, 9, 6), 16, 1, stride=2, pool=True),
+    Case("tiles_of_odd_pool", (2, 2, 16, 9, 11), 32, pool=True),
+    Case("tiles_of_odd_average", (2, 2, 16, 9, 11), 32, norm="none", relu=False, pool=True),
+    Case("tiles_at_stride_2", (2, 32, 9, 8), 64, norm="plain", stride=2),
+    Case("tiles_of_two_architectures", (2, 3, 48, 5, 6), 16, training=False),
     Case("odd_pool", pool=True, stride=2),
     Case("5x5", kernel_size=5, relu=False, norm="plain", stride=2),
     Case("7x7_one_channel", (2, 1, 5, 8), 1, 7),
@@ -72,7 +81,9 @@ def expected(case: Case, mean: float) -> Expected:
 def test_is_as_close_as_stock_torch(case: Case, mean: float, device: torch.device) -> None:
     for precision in get_args(Precision):
         with ops.float32_conv_precision(precision):
-            results = evaluate(run(case), inputs_of(case, mean), cotangents_of(case))
+            results = evaluate(
+                on_device(run(case), device), inputs_of(case, mean), cotangents_of(case)
+            )
         assert_as_close(results, expected(case, mean), terms=terms_of(case), precision=precision)
 
 
@@ -81,7 +92,9 @@ def test_high_precision_runs_by_winograd(device: torch.device) -> None:
     results = []
     for precision in get_args(Precision):
         with ops.float32_conv_precision(precision):
-            results.append(evaluate(run(case), inputs_of(case), cotangents_of(case)))
+            results.append(
+                evaluate(on_device(run(case), device), inputs_of(case), cotangents_of(case))
+            )
     for name, high in results[0].items():
         highest = results[1][name]
         assert high is not None
@@ -117,7 +130,7 @@ def test_small_integers_are_exact(case: Case, device: torch.device) -> None:
         output, _ = ops.conv_norm(
             tensors["input"],
             tensors["weight"],
-            None if case.norm == "none" else statistics,
+            None if case.norm == "none" else statistics.to(device),
             tensors.get("scale"),
             tensors.get("shift"),
             relu=case.relu,
@@ -140,11 +153,32 @@ def test_small_integers_are_exact(case: Case, device: torch.device) -> None:
 
     cotangents = {"output": small_integers(*exact(inputs)["output"].shape, seed=9)}
     expected = evaluate(exact, cast(inputs, torch.float64), cotangents)
-    for name, result in evaluate(ours, inputs, cotangents).items():
+    for name, result in evaluate(on_device(ours, device), inputs, cotangents).items():
         wanted = expected[name]
         assert result is not None
         assert wanted is not None
         assert_bitwise(name, result, wanted.float())
+
+
+@pytest.mark.parametrize(
+    ("name", "forward", "backward"), [("stem", 1, 2), ("reduction_a", 1, 3), ("reduction_b", 1, 4)]
+)
+def test_few_launches(name: str, forward: int, backward: int) -> None:
+    """The input's gradient up to its batch norm and through it, the weights' and their sum."""
+    if (reason := why_not_emulated(OPERATION)) is not None:
+        pytest.skip(reason)
+    case = named(name)
+    # The stem's images take no gradient.
+    leaves = {
+        key: tensor.requires_grad_(key != "input" or name != "stem")
+        for key, tensor in inputs_of(case).items()
+    }
+    with emulated():
+        before = emulated_launches()
+        output = run(case)(leaves)["output"]
+        assert emulated_launches() - before == forward
+        output.backward(cotangents_of(case)["output"])
+        assert emulated_launches() - before - forward == backward
 
 
 ARCHITECTURES = [case for case in CASES if len(case.shape) == 5 and case.training]
@@ -153,10 +187,10 @@ ARCHITECTURES = [case for case in CASES if len(case.shape) == 5 and case.trainin
 @pytest.mark.parametrize("case", ARCHITECTURES, ids=str)
 def test_an_architecture_does_not_depend_on_the_others(case: Case, device: torch.device) -> None:
     inputs, cotangents = inputs_of(case), cotangents_of(case)
-    together = evaluate(run(case), inputs, cotangents)
+    together = evaluate(on_device(run(case), device), inputs, cotangents)
     for a in range(case.shape[0]):
         alone = evaluate(
-            run(replace(case, shape=case.shape[1:])),
+            on_device(run(replace(case, shape=case.shape[1:])), device),
             {**inputs, "input": inputs["input"][a]},
             {"output": cotangents["output"][a]},
         )
@@ -172,7 +206,8 @@ def test_any_layout(name: str, device: torch.device) -> None:
     case = named(name)
     inputs = {key: tensor.contiguous() for key, tensor in inputs_of(case).items()}
     cotangents = {key: tensor.contiguous() for key, tensor in cotangents_of(case).items()}
-    results = evaluate(run(case), inputs, cotangents)
+    with ops.float32_conv_precision("highest"):
+        results = evaluate(on_device(run(case), device), inputs, cotangents)
     assert_as_close(results, expected(case, 0.0), terms=terms_of(case))
 
 
@@ -182,17 +217,19 @@ def test_expanded_gradient(name: str, device: torch.device) -> None:
     shape = cotangents_of(case)["output"].shape
     per_channel = dense_random(case.out_channels, 1, 1, seed=6)
     cotangents = {"output": per_channel.expand(shape)}
-    results = evaluate(run(case), inputs_of(case), cotangents)
+    with ops.float32_conv_precision("highest"):
+        results = evaluate(on_device(run(case), device), inputs_of(case), cotangents)
     expanded = expect(stock(case), inputs_of(case), cotangents)
     assert_as_close(results, expanded, terms=terms_of(case))
 
 
 @pytest.mark.parametrize("norm", ["none", "affine"])
 @pytest.mark.parametrize("shape", [(0, 5, 6, 4), (2, 0, 5, 6, 4)], ids=str)
-def test_no_images(shape: tuple[int, ...], norm: str) -> None:
+def test_no_images(shape: tuple[int, ...], norm: str, device: torch.device) -> None:
     case = Case("none", shape, norm=norm, pool=True)
     output_shape = (*shape[:-3], 6, 3, 2)
-    results = evaluate(run(case), inputs_of(case), {"output": torch.zeros(output_shape)})
+    cotangents = {"output": torch.zeros(output_shape)}
+    results = evaluate(on_device(run(case), device), inputs_of(case), cotangents)
     output, image_gradient, weight_gradient = (
         results[name] for name in ("output", "gradient of input", "gradient of weight")
     )
@@ -224,11 +261,11 @@ def test_a_loss_older_than_a_change_of_the_weight_is_refused() -> None:
     ],
     ids=str,
 )
-def test_gradcheck(case: Case) -> None:
+def test_gradcheck(case: Case, device: torch.device) -> None:
     inputs = cast(inputs_of(case), torch.float64)
 
     def function(*tensors: Tensor) -> Tensor:
-        return run(case)(dict(zip(inputs, tensors, strict=True)))["output"]
+        return on_device(run(case), device)(dict(zip(inputs, tensors, strict=True)))["output"]
 
     leaves = tuple(tensor.requires_grad_() for tensor in inputs.values())
     assert torch.autograd.gradcheck(function, leaves)

@@ -20,6 +20,7 @@ from cwkernels.testing import (
     compact_rows,
     evaluate,
     expect,
+    on_device,
     small_integers,
 )
 from cwkernels.testing.cases.nb201_cell import (
@@ -34,6 +35,7 @@ from cwkernels.testing.cases.nb201_cell import (
     stock,
 )
 
+OPERATION = "nb201_cell"
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 # Few of the six edges may be convolutions.
@@ -54,6 +56,13 @@ WIDE = {
     "evaluation": Cell(channels=16, images=8, height=6, width=7, training=False),
     "projection": Cell(channels=16, images=8, height=6, width=7, projection=True),
     "two_vectors": Cell(channels=32, images=3, height=9, width=8),
+}
+EVERY_SIZE = {
+    **CELLS,
+    **{f"wide_{name}": replace(cell, images=2) for name, cell in WIDE.items()},
+    "cut_tiles": Cell(channels=16, images=2, height=17, width=19),
+    "odd_channels": Cell(channels=48, images=1, height=5, width=4),
+    "chunks_of_channels": Cell(channels=128, images=1, height=4, width=5),
 }
 
 
@@ -79,9 +88,19 @@ def test_several_architectures(cell: Cell, shared: bool, device: torch.device) -
         selection = select(sample(architectures, seed), seed)
         inputs = cell.inputs(architectures=None if shared else architectures)
         gradient = cotangents(cell, selection)
-        results = evaluate(run(cell, selection), inputs, gradient)
+        results = evaluate(on_device(run(cell, selection), device), inputs, gradient)
         expected = expect(stock(cell, selection), inputs, gradient)
         assert_as_close(results, expected, terms=terms(cell, architectures), nonzero=NONZERO)
+
+
+@pytest.mark.parametrize("cell", EVERY_SIZE.values(), ids=EVERY_SIZE)
+def test_every_kind_of_architecture_at_once(cell: Cell, device: torch.device) -> None:
+    selection = select(list(HAND_PICKED.values()), seed=4)
+    inputs, gradient = cell.inputs(), cotangents(cell, selection)
+    with ops.float32_conv_precision("highest"):
+        results = evaluate(on_device(run(cell, selection), device), inputs, gradient)
+    expected = expect(stock(cell, selection), inputs, gradient)
+    assert_as_close(results, expected, terms=terms(cell, len(selection)), nonzero=NONZERO)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -95,7 +114,7 @@ def test_both_precisions(cell: Cell, shared: bool, device: torch.device) -> None
     results = {}
     for precision in get_args(Precision):
         with ops.float32_conv_precision(precision):
-            results[precision] = evaluate(run(cell, selection), inputs, gradient)
+            results[precision] = evaluate(on_device(run(cell, selection), device), inputs, gradient)
         assert_as_close(
             results[precision],
             expected,
@@ -123,7 +142,7 @@ def test_small_integers_are_exact(device: torch.device) -> None:
         selection = select(combinations[start : start + 7], start)
         inputs = cell.inputs(small_integers)
         gradient = cotangents(cell, selection, small_integers)
-        results = evaluate(run(cell, selection), inputs, gradient)
+        results = evaluate(on_device(run(cell, selection), device), inputs, gradient)
         exact = evaluate(stock(cell, selection), cast(inputs, torch.float64), gradient)
         for name in ("output", *(name for name in exact if name.startswith("gradient"))):
             result, expected = results[name], exact[name]
@@ -176,10 +195,12 @@ def test_an_architecture_does_not_depend_on_the_others(cell: Cell, device: torch
         selection = select([*sample(4, seed=7), HAND_PICKED["everything"]], seed=7)
         inputs = cell.inputs(architectures=None if shared else len(selection))
         gradient = cotangents(cell, selection)
-        together = evaluate(run(cell, selection), inputs, gradient)
+        together = evaluate(on_device(run(cell, selection), device), inputs, gradient)
         for a, chosen in enumerate(selection):
             own = inputs if shared else {**inputs, "input": inputs["input"][a]}
-            alone = evaluate(run(cell, chosen), own, {"output": gradient["output"][a]})
+            alone = evaluate(
+                on_device(run(cell, chosen), device), own, {"output": gradient["output"][a]}
+            )
             compared = ["output", "edge means", "edge variances", "output statistics"]
             for name in compared if shared else [*compared, "gradient of input"]:
                 all_of, result = together[name], alone[name]
@@ -194,10 +215,10 @@ def test_gradients_are_summed_in_order(dense_grad: bool, wide: bool, device: tor
     cell = replace(WIDE["projection"] if wide else CELLS["projection"], dense_grad=dense_grad)
     selection = select([HAND_PICKED["everything"]] * 5, seed=2)
     inputs, gradient = cell.inputs(), cotangents(cell, selection)
-    together = evaluate(run(cell, selection), inputs, gradient)
+    together = evaluate(on_device(run(cell, selection), device), inputs, gradient)
     compact = replace(cell, dense_grad=False)
     singles = [
-        evaluate(run(compact, chosen), inputs, {"output": gradient["output"][a]})
+        evaluate(on_device(run(compact, chosen), device), inputs, {"output": gradient["output"][a]})
         for a, chosen in enumerate(selection)
     ]
     for name, result in together.items():
@@ -221,9 +242,11 @@ def test_results_repeat_bit_for_bit(channels: int, device: torch.device, threads
     cell = Cell(channels=channels, images=4, height=9, width=11)
     selection = select(sample(3, seed=5), seed=5)
     inputs, gradient = cell.inputs(), cotangents(cell, selection)
-    first = evaluate(run(cell, selection), inputs, gradient)
+    first = evaluate(on_device(run(cell, selection), device), inputs, gradient)
     for _ in range(3):
-        for name, result in evaluate(run(cell, selection), inputs, gradient).items():
+        for name, result in evaluate(
+            on_device(run(cell, selection), device), inputs, gradient
+        ).items():
             expected = first[name]
             assert (result is None) == (expected is None)
             if result is not None and expected is not None:

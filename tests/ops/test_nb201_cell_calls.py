@@ -17,6 +17,7 @@ from cwkernels.testing import (
     dense_random,
     evaluate,
     expect,
+    on_device,
     refused,
 )
 from cwkernels.testing.cases.nb201_cell import (
@@ -31,6 +32,7 @@ from cwkernels.testing.cases.nb201_cell import (
     stock,
 )
 
+OPERATION = "nb201_cell"
 BACKENDS = pytest.mark.parametrize("backend", ["kernels", "reference"])
 EVERYTHING = HAND_PICKED["everything"]
 TERMS = {"": 5 * 3 * 6 * 7}
@@ -51,13 +53,13 @@ def test_nchw_images_give_channels_last_results(codes: tuple[int, ...], several:
     assert output.movedim(-3, -1).is_contiguous()
 
 
-def test_views_and_expanded_tensors() -> None:
+def test_views_and_expanded_tensors(device: torch.device) -> None:
     cell, selection = Cell(), select(sample(4, seed=9), seed=9)
     larger = torch.full((4, 5, 6, 7, 11), torch.nan)
     image = larger.movedim(-1, 2)[:, 1:2, 3:8].copy_(dense_random(4, 1, 5, 6, 7))
     inputs = {**cell.inputs(), "input": image.expand(4, 3, 5, 6, 7)}
     gradient = {"output": dense_random(5, 6, 7, seed=1).expand(4, 3, 5, 6, 7)}
-    results = evaluate(run(cell, selection), inputs, gradient)
+    results = evaluate(on_device(run(cell, selection), device), inputs, gradient)
     expected = expect(stock(cell, selection), inputs, gradient)
     assert_as_close(results, expected, terms=TERMS, nonzero=NONZERO)
 
@@ -66,10 +68,10 @@ def test_views_and_expanded_tensors() -> None:
 @BACKENDS
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("several", [True, False])
-def test_no_images(training: bool, several: bool, backend: Backend) -> None:
+def test_no_images(training: bool, several: bool, backend: Backend, device: torch.device) -> None:
     cell = Cell(training=training, images=0)
     selection = select([EVERYTHING, EVERYTHING])[slice(None) if several else 0]
-    function = run(cell, selection)
+    function = on_device(run(cell, selection), device)
     function = as_reference(function) if backend == "reference" else function
     results = evaluate(function, cell.inputs(), cotangents(cell, selection))
     output, gradient = results["output"], results["gradient of weights[1]"]
@@ -79,14 +81,15 @@ def test_no_images(training: bool, several: bool, backend: Backend) -> None:
     assert not gradient.to_dense().any()
 
 
-def test_accumulates_over_batches() -> None:
+def test_accumulates_over_batches(device: torch.device) -> None:
     cell, selections = Cell(), select([EVERYTHING, EVERYTHING], seed=4)
     inputs = {name: tensor.requires_grad_() for name, tensor in cell.inputs().items()}
     total: dict[str, Tensor] = {}
     for seed, selection in enumerate(selections):
+        function = on_device(run(cell, selection), device)
         gradient = dense_random(3, CHANNELS, 6, 7, seed=seed)
-        run(cell, selection)(inputs)["output"].backward(gradient)
-        for name, own in evaluate(run(cell, selection), inputs, {"output": gradient}).items():
+        function(inputs)["output"].backward(gradient)
+        for name, own in evaluate(function, inputs, {"output": gradient}).items():
             if own is not None and name.startswith("gradient"):
                 dense = own.to_dense()
                 total[name] = total[name] + dense if name in total else dense
@@ -164,7 +167,7 @@ def test_running_statistics_may_change_before_backward_only_in_training(training
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("projection", [True, False])
-def test_gradcheck(training: bool, projection: bool) -> None:
+def test_gradcheck(training: bool, projection: bool, device: torch.device) -> None:
     cell = Cell(
         training=training,
         projection=projection,
@@ -178,7 +181,8 @@ def test_gradcheck(training: bool, projection: bool) -> None:
     inputs = cast(cell.inputs(), torch.float64)
 
     def function(*tensors: Tensor) -> Tensor:
-        return run(cell, selection)(dict(zip(inputs, tensors, strict=True)))["output"]
+        named = dict(zip(inputs, tensors, strict=True))
+        return on_device(run(cell, selection), device)(named)["output"]
 
     leaves = tuple(tensor.requires_grad_() for tensor in inputs.values())
     assert torch.autograd.gradcheck(function, leaves, fast_mode=True)

@@ -135,7 +135,7 @@ def test_any_number_of_threads_gives_the_same(name: str) -> None:
 
 @pytest.mark.skipif(why_not_emulated(OPERATION) is not None, reason=f"{OPERATION} is not emulated")
 @pytest.mark.parametrize("processors", [1, 40])
-def test_any_schedule_gives_the_same(processors: int) -> None:
+def test_emulated_schedules_give_the_same(processors: int) -> None:
     """On 40 processors 48 blocks leave sums for each of two runs of channels, in three groups."""
     case = Case("groups", (2, 3, 132, 32, 32))
     inputs, cotangents = inputs_of(case), cotangents_of(case)
@@ -314,8 +314,8 @@ def test_a_loss_older_than_a_change_is_refused(changed: str) -> None:
     ],
     ids=str,
 )
-def test_gradcheck(case: Case) -> None:
-    inputs = cast(inputs_of(case), torch.float64)
+def test_gradcheck(case: Case, device: torch.device) -> None:
+    inputs = {name: t.to(device, torch.float64) for name, t in inputs_of(case).items()}
 
     def function(*tensors: Tensor) -> Tensor:
         return run(case)(dict(zip(inputs, tensors, strict=True)))["output"]

@@ -224,7 +224,7 @@ def test_nothing_to_update() -> None:
 
 @pytest.mark.skipif(why_not_emulated(OPERATION) is not None, reason=f"{OPERATION} is not emulated")
 @pytest.mark.parametrize("call", network_calls(2), ids=str)
-def test_a_network_is_one_launch(call: Call) -> None:
+def test_a_network_is_one_emulated_launch(call: Call) -> None:
     with emulated():
         evaluate(call.run, call.inputs(), {})
         assert emulated_launches() == 1

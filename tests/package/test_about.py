@@ -72,7 +72,7 @@ def test_no_kernel_is_called_verified_without_a_record(monkeypatch: pytest.Monke
     monkeypatch.setattr(about, "GPU_VERIFIED", {"copy_rows": "0123abc"})
     kernels = {operation.name: operation.kernels for operation in cw.build_info().operations}
     assert kernels["copy_rows"]["CUDA"] == "GPU-verified at commit 0123abc"
-    assert kernels["gather_conv"]["CUDA"] == "compiled, never run"
+    assert kernels["gather_conv"]["CUDA"] == "emulated, never run on a GPU"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
 import zipfile
@@ -41,13 +42,13 @@ def junit(folder: Path, *cases: str) -> Path:
         ((PASSED, BROKEN, FAILED), 1, "2 tests failed"),
         ((SKIPPED,), 0, "no test ran"),
         ((), 5, "no test ran"),
-        ((PASSED,), 3, "exit code 3"),
+        ((PASSED,), 3, "exit code 3: said"),
     ],
 )
 def test_tests_have_passed_only_if_some_ran_and_none_failed(
     tmp_path: Path, cases: tuple[str, ...], code: int, wrong: str
 ) -> None:
-    verdict = verdicts.of_tests(junit(tmp_path, *cases))(Finished(code, ""))
+    verdict = verdicts.of_tests(junit(tmp_path, *cases))(Finished(code, "all\nsaid\n"))
     assert verdict.wrong == wrong
     assert verdict.facts["passed"] == cases.count(PASSED)
     if FAILED in cases:
@@ -87,7 +88,7 @@ def test_a_record_of_a_stage(tmp_path: Path) -> None:
     assert record["status"] == "passed"
     assert record["tail"].split() == ["said", str(gpu_check.ROOT)]
     record = run(Stage("b", python("raise SystemExit(4)")), tmp_path, 60)
-    assert (record["status"], record["wrong"]) == ("FAILED", "exit code 4")
+    assert (record["status"], record["wrong"]) == ("FAILED", "exit code 4: it said nothing")
 
 
 def test_a_stage_ends_at_its_limit_with_all_that_it_started(tmp_path: Path) -> None:
@@ -175,12 +176,39 @@ def test_the_report_says_what_failed_and_what_is_left(
     assert set(report["stages"]) == {"good", "bad"}
 
 
+def test_the_runner_itself_needs_nothing_but_python() -> None:
+    code = (
+        "import sys, tools.gpu_check.__main__;"
+        "names = {name.partition('.')[0] for name in sys.modules};"
+        "print(sorted(names - set(sys.stdlib_module_names) - {'__main__', 'tools'}))"
+    )
+    # Without site-packages: what the machine lacks is unpacked by what is imported here.
+    command = [sys.executable, "-S", "-c", code]
+    said = subprocess.check_output(command, cwd=gpu_check.ROOT, text=True)
+    assert said.strip() == "[]"
+
+
+def test_a_report_is_enough_to_go_on(tmp_path: Path) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    gpu_check.restore(there)
+    good, other = counting(tmp_path, "good"), counting(tmp_path, "other")
+    running = runner(there / "stages")
+    running.report([good], running.record(good))
+    here.mkdir()
+    (there / "report.json").rename(here / "report.json")
+    gpu_check.restore(here)
+    going_on = runner(here / "stages")
+    for stage in (good, other):
+        going_on.record(stage)
+    assert ran(tmp_path) == ["good", "other"]
+
+
 def setting(folder: Path, **changes: Any) -> Setting:
     values: dict[str, Any] = {
         "folder": folder,
         "device": "cuda",
         "fragments": folder / "fragments",
-        "sanitizer": ("compute-sanitizer",),
+        "sanitizer": Path("compute-sanitizer"),
         "sample": 1.0,
     }
     return Setting(**values | changes)
@@ -191,7 +219,7 @@ FACTS = {"tests": {"tests/ops/test_sgd.py": 130, "tests/ops/test_copy_rows.py": 
 
 def test_the_stages(tmp_path: Path) -> None:
     stages = {stage.name: stage for stage in plan.stages(setting(tmp_path), FACTS)}
-    assert list(stages)[:3] == ["fragments", "tests.sgd", "tests.copy_rows"]
+    assert list(stages)[:3] == ["fragments", "tests.sgd.1", "tests.copy_rows.1"]
     for tool in plan.TOOLS:
         assert {n for n in stages if n.startswith(f"{tool}.sgd")} == {
             f"{tool}.sgd.{part}" for part in (1, 2, 3)
@@ -207,6 +235,24 @@ def test_the_stages(tmp_path: Path) -> None:
             assert f"profile.{network}.{batch}" in stages
     assert "--device" in stages["kernels"].command
     assert all(stage.limit < 600 for stage in stages.values())
+    many = plan.stages(setting(tmp_path), {"tests": {"tests/ops/test_sgd.py": 2500}})
+    parts = [stage.command[-1] for stage in many if stage.name.startswith("tests.")]
+    assert parts == ["--part=1/3", "--part=2/3", "--part=3/3"]
+
+
+def test_a_dry_run_is_small_and_tries_the_options(tmp_path: Path) -> None:
+    dry = setting(tmp_path, device="emulated")
+    stages = {stage.name: stage for stage in plan.stages(dry, FACTS)}
+    assert {name for name in stages if name.startswith("options.")} == {
+        f"options.{tool}" for tool in plan.TOOLS
+    }
+    assert stages["options.memcheck"].command[0] == "compute-sanitizer"
+    watched = [stage for name, stage in stages.items() if name.startswith("memcheck.")]
+    assert [stage.name for stage in watched] == ["memcheck.sgd.1"]
+    assert all(stage.command[:3] == plan.STAND_IN for stage in watched)
+    assert "--part=1/43" in stages["tests.sgd.1"].command
+    assert "--kernel-name" in plan.options_of("racecheck")
+    assert "--kernel-name" not in plan.options_of("initcheck")
 
 
 def test_a_sample_under_the_tools_has_fewer_parts(tmp_path: Path) -> None:
@@ -217,7 +263,7 @@ def test_a_sample_under_the_tools_has_fewer_parts(tmp_path: Path) -> None:
 
 
 def test_without_the_sanitizer_its_stages_fail(tmp_path: Path) -> None:
-    stages = plan.stages(setting(tmp_path, sanitizer=()), FACTS)
+    stages = plan.stages(setting(tmp_path, sanitizer=None), FACTS)
     stage = next(stage for stage in stages if stage.name == "racecheck.sgd.1")
     record = run(stage, tmp_path, 60)
     assert record["status"] == "FAILED"
@@ -298,4 +344,4 @@ def test_a_verdict_is_plain(tmp_path: Path) -> None:
     assert judge(Finished(0, "")) == Verdict("it wrote no facts.json")
     path.write_text('{"a": 1}')
     assert judge(Finished(0, "")) == Verdict("", {"a": 1})
-    assert judge(Finished(2, "")) == Verdict("exit code 2")
+    assert judge(Finished(2, "no")) == Verdict("exit code 2: no")

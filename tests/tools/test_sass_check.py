@@ -45,7 +45,7 @@ def test_a_kernel_without_its_instruction() -> None:
 
 def test_a_kernel_that_is_not_listed() -> None:
     found = FOUND | {"sgd/step": {"90": frozenset({BF16})}}
-    unlisted = f"sgd/step on sm_90: has {BF16}, which the list does not name"
+    unlisted = f"sgd/step: has {BF16}, which the list does not name"
     assert check(LISTED, found) == [unlisted]
 
 

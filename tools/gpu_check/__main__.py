@@ -3,7 +3,8 @@
 Runs in a copied checkout with the library built, without network, on any Python and torch that the
 library takes. A stage that has passed, or failed, is not run again; the same command goes on with
 the others until all have a record. The exit code is 0 if all have passed, 1 if one has failed, 3 if
-some are left. DIR/report.json has everything, for `python -m bench.figures --gpu`.
+some are left. DIR/report.json has everything: it is all that a run on another machine needs to go
+on, and what `python -m bench.figures --gpu` reads.
 """
 
 import argparse
@@ -16,9 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.harness import write_json
 from tools.gpu_check import kit, plan
-from tools.gpu_check.stage import LIMIT, Stage, run
+from tools.gpu_check.stage import LIMIT, Stage, run, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST = 60.0
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the stages that have no record yet."""
     options = _parse(arguments)
     folder: Path = options.out.resolve()
-    (folder / "stages").mkdir(parents=True, exist_ok=True)
+    restore(folder)
     end = time.monotonic() + options.seconds
     setting = _prepare(options, folder)
     runner = Runner(setting.folder, _fingerprint(setting), options.again, end)
@@ -107,6 +107,17 @@ class Runner:
         return LEFT if left else 0
 
 
+def restore(folder: Path) -> None:
+    """The records of stages from a report, where that is all that there is."""
+    stages = folder / "stages"
+    stages.mkdir(parents=True, exist_ok=True)
+    report = folder / "report.json"
+    if report.exists():
+        for name, record in json.loads(report.read_text(encoding="utf-8"))["stages"].items():
+            if not (stages / f"{name}.json").exists():
+                write_json(stages / f"{name}.json", record)
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -134,6 +145,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=1.0,
         help="the part of the tests that runs under compute-sanitizer (default: all)",
     )
+    parser.add_argument(
+        "--sanitizer",
+        type=Path,
+        metavar="PROGRAM",
+        help="another compute-sanitizer than the kit's, such as that of the machine's own toolkit",
+    )
     parser.add_argument("--kit", type=Path, default=kit.KIT, help="what gpu_check.kit has gathered")
     return parser.parse_args(arguments)
 
@@ -141,22 +158,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _prepare(options: argparse.Namespace, folder: Path) -> plan.Setting:
     """Unpacks the kit, and lets the stages find it."""
     site = folder / "site"
-    sanitizer = kit.unpack(options.kit, site)
+    carried = kit.unpack(options.kit, site)
+    sanitizer = options.sanitizer or carried
     paths = (str(ROOT), str(site), os.environ.get("PYTHONPATH", ""))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    tool: tuple[str, ...] = (str(sanitizer),) if sanitizer else ()
     fragments = options.kit / "fragments"
     if options.dry_run:
-        # No GPU, nothing to watch: compute-sanitizer itself ends before it has started.
-        tool = (sys.executable, "-m", "tools.gpu_check.stand_in") if sanitizer else ()
         fragments = ROOT / "build" / "cmake" / "emulator" / "fragments"
     device = "emulated" if options.dry_run else "cuda"
-    return plan.Setting(folder / "stages", device, fragments, tool, options.sample)
+    return plan.Setting(folder / "stages", device, fragments, sanitizer, options.sample)
 
 
 def _fingerprint(setting: plan.Setting) -> str:
-    """Of the library and of how it is checked: a record of another is worth nothing."""
-    digest = hashlib.sha256(f"{setting.device} {setting.sample} {setting.sanitizer}".encode())
+    """Of the kernels and of how they are checked: a record of others is worth nothing."""
+    watched = setting.sanitizer is not None
+    digest = hashlib.sha256(f"{setting.device} {setting.sample} {watched}".encode())
     for file in (ROOT / "cwkernels" / "_C.so", setting.fragments):
         digest.update(file.read_bytes() if file.exists() else b"none")
     return digest.hexdigest()[:16]

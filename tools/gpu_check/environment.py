@@ -19,6 +19,9 @@ from cwkernels.testing.emulated import why_not_emulated
 
 ROOT = Path(__file__).resolve().parents[2]
 
+NO_TESTS = 5
+"""pytest's exit code for a collection of none."""
+
 _OPERATION = re.compile(r'^OPERATION = "(\w+)"', re.MULTILINE)
 _COUNT = re.compile(r"^(tests/\S+\.py): (\d+)$", re.MULTILINE)
 
@@ -60,6 +63,8 @@ def count_tests(files: list[str], device: str) -> dict[str, int]:
         return {}
     command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", f"--device={device}"]
     said = subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True, check=False)
+    if said.returncode not in (0, NO_TESTS):
+        raise SystemExit(f"pytest does not collect the tests:\n{said.stdout}{said.stderr}")
     return {file: int(count) for file, count in _COUNT.findall(said.stdout)}
 
 

@@ -21,8 +21,9 @@ from tools.cubins import ARCHS, ROOT
 KIT = ROOT / "build" / "gpu_check"
 MOST_BYTES = 64 * 2**20
 """Of kit and library together: what the machine takes beside the checkout must fit."""
-SANITIZER = "nvidia-cuda-sanitizer-api==13.0.*"
-"""Of the toolkit that the kernels are built with: a newer one asks for a newer driver."""
+SANITIZER = "nvidia-cuda-sanitizer-api"
+SANITIZER_VERSIONS = ">=13.4,<14"
+"""Wheels before 13.4 lack the program that starts what is watched."""
 TEST_MODULES = {
     "pytest": "pytest",
     "pluggy": "pluggy",
@@ -44,25 +45,27 @@ def make(folder: Path = KIT) -> None:
     Raises:
         SystemExit: where the library has no CUDA kernels or all is too large to be copied.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    wheels = folder / "wheels"
-    wheels.mkdir(parents=True)
-    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", wheels]
-    subprocess.run([*download, "--only-binary=:all:", SANITIZER], check=True)
-    # "any": what does not depend on this machine's Python.
-    subprocess.run(
-        [*download, "--only-binary=:all:", "--platform=any", *TEST_MODULES.values()], check=True
-    )
+    fetch_wheels(folder)
     compile_fragments(folder / "fragments")
     library = ROOT / "cwkernels" / "_C.so"
     if not cuda_archs():
-        raise SystemExit(
-            "gpu_check: cwkernels/_C.so has no CUDA kernels: CWKERNELS_CUDA=1 make build"
-        )
+        raise SystemExit(f"gpu_check: {library} has no CUDA kernels: CWKERNELS_CUDA=1 make build")
     size = sum(path.stat().st_size for path in (library, *folder.rglob("*")) if path.is_file())
     if size > MOST_BYTES:
         raise SystemExit(f"gpu_check: kit and library are {size} bytes, {MOST_BYTES} can be copied")
     print(f"{folder}: with the library {size / 2**20:.1f} MiB")
+
+
+def fetch_wheels(folder: Path = KIT) -> None:
+    """Fills the folder anew with the wheels alone, which is all that a dry run needs."""
+    shutil.rmtree(folder, ignore_errors=True)
+    wheels = folder / "wheels"
+    wheels.mkdir(parents=True)
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    download += ["--only-binary=:all:", "--dest", str(wheels)]
+    subprocess.run([*download, f"{SANITIZER}{SANITIZER_VERSIONS}"], check=True)
+    # "any": what does not depend on this machine's Python.
+    subprocess.run([*download, "--platform=any", *TEST_MODULES.values()], check=True)
 
 
 def compile_fragments(program: Path, nvcc: str = "nvcc") -> None:
@@ -87,7 +90,7 @@ def unpack(kit: Path, site: Path) -> Path | None:
         if importlib.util.find_spec(module) is None:
             for wheel in _wheels(kit, package):
                 zipfile.ZipFile(wheel).extractall(site)
-    for wheel in _wheels(kit, SANITIZER.partition("==")[0]):
+    for wheel in _wheels(kit, SANITIZER):
         return unpack_sanitizer(wheel, site)
     return None
 
@@ -113,8 +116,9 @@ def _wheels(kit: Path, package: str) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Makes the kit."""
-    argparse.ArgumentParser(description=__doc__, prog="gpu_check.kit").parse_args(arguments)
-    make()
+    parser = argparse.ArgumentParser(description=__doc__, prog="gpu_check.kit")
+    parser.add_argument("--wheels", action="store_true", help="only those: enough for a dry run")
+    fetch_wheels() if parser.parse_args(arguments).wheels else make()
     return 0
 
 

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from tools.gpu_check.stage import Stage
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 FOUND = 86
 """Exit code of compute-sanitizer for findings; pytest ends with 0 to 5."""
-TESTS_A_PART = 60
-"""Under a tool, which slows a test some twentyfold, this many fit into a stage."""
+STAND_IN = (sys.executable, "-m", "tools.gpu_check.stand_in")
+MOST_TESTS, MOST_WATCHED = 1000, 60
+"""Tests of a stage; under a tool, which slows a test some twentyfold."""
 NO_CACHE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 """Each tensor is an allocation of its own, so that an access next to it is one next to nothing."""
 NETWORKS = ("full", "only_conv", "macro")
@@ -29,14 +31,14 @@ class Setting:
         folder: where records go.
         device: "cuda", or "emulated" on a dry run: tiny shapes, and no tool watches.
         fragments: the program of the fragment tables.
-        sanitizer: the command of compute-sanitizer; none if it is not there.
+        sanitizer: compute-sanitizer; None if it is not there.
         sample: the part of the tests that runs under its tools.
     """
 
     folder: Path
     device: str
     fragments: Path
-    sanitizer: tuple[str, ...]
+    sanitizer: Path | None
     sample: float
 
     @property
@@ -56,15 +58,20 @@ def environment(setting: Setting) -> Stage:
 def stages(setting: Setting, facts: Mapping[str, Any]) -> list[Stage]:
     """All others, from what the first one found."""
     files: Mapping[str, int] = facts["tests"]
+    # One shows on a dry run what all would, and each takes seconds to start.
+    watched = dict(list(files.items())[:1]) if setting.dry else files
     return [
         Stage("fragments", (str(setting.fragments),)),
-        *(_tests(setting, file) for file in files),
         *(
-            _watched(setting, tool, file, part, parts)
+            _accepted(setting.sanitizer, tool)
             for tool in TOOLS
-            for file, count in files.items()
-            for parts in [math.ceil(count * setting.sample / TESTS_A_PART)]
-            for part in range(1, parts + 1)
+            if setting.dry and setting.sanitizer
+        ),
+        *chain.from_iterable(_tests(setting, file, count) for file, count in files.items()),
+        *chain.from_iterable(
+            _watched(setting, tool, file, count)
+            for tool in TOOLS
+            for file, count in watched.items()
         ),
         *_benchmarks(setting),
     ]
@@ -76,30 +83,55 @@ def _pytest(setting: Setting, file: str, report: Path) -> tuple[str, ...]:
     return (sys.executable, "-m", "pytest", *plain, device, f"--junitxml={report}", file)
 
 
-def _tests(setting: Setting, file: str) -> Stage:
-    name = f"tests.{_stem(file)}"
-    report = setting.folder / f"{name}.xml"
-    command = _pytest(setting, file, report)
-    # A dry run asks whether a stage works, not whether the kernels do: CI's own tests do that.
-    command += ("--part=1/40",) if setting.dry else ()
-    return Stage(name, command, verdicts.of_tests(report), NO_CACHE)
+def _parts(setting: Setting, count: float, most: int) -> list[str]:
+    """Options of pytest that share out tests into parts of at most so many.
+
+    A dry run asks whether a stage works, not whether the kernels do: three tests are enough.
+    """
+    if setting.dry:
+        return [f"--part=1/{max(1, int(count) // 3)}"]
+    parts = max(1, math.ceil(count / most))
+    return [f"--part={part}/{parts}" for part in range(1, parts + 1)]
 
 
-def _watched(setting: Setting, tool: str, file: str, part: int, parts: int) -> Stage:
+def _tests(setting: Setting, file: str, count: int) -> Iterator[Stage]:
+    for number, part in enumerate(_parts(setting, count, MOST_TESTS), 1):
+        name = f"tests.{_stem(file)}.{number}"
+        report = setting.folder / f"{name}.xml"
+        command = (*_pytest(setting, file, report), part)
+        yield Stage(name, command, verdicts.of_tests(report), NO_CACHE)
+
+
+def _watched(setting: Setting, tool: str, file: str, count: int) -> Iterator[Stage]:
     """Tests under one of compute-sanitizer's tools."""
-    name = f"{tool}.{_stem(file)}.{part}"
-    report = setting.folder / f"{name}.xml"
-    tests = (*_pytest(setting, file, report), f"--part={part}/{parts}")
-    tests += ("--sample", str(setting.sample), "--sample-seed=0") if setting.sample < 1 else ()
-    tests += ("--timeout=0",)
-    if not setting.sanitizer:
-        missing = "print('compute-sanitizer is not in the kit'); raise SystemExit(1)"
-        return Stage(name, (sys.executable, "-c", missing), verdicts.of_sanitizer(report))
+    for number, part in enumerate(_parts(setting, count * setting.sample, MOST_WATCHED), 1):
+        name = f"{tool}.{_stem(file)}.{number}"
+        report = setting.folder / f"{name}.xml"
+        if setting.sanitizer is None:
+            missing = "print('compute-sanitizer is not in the kit'); raise SystemExit(1)"
+            command: tuple[str, ...] = (sys.executable, "-c", missing)
+        else:
+            # Without a GPU compute-sanitizer ends before it has started what it is to watch.
+            program = STAND_IN if setting.dry else (str(setting.sanitizer),)
+            sample = ("--sample", str(setting.sample), "--sample-seed=0")
+            tests = (*_pytest(setting, file, report), part, "--timeout=0")
+            tests += sample if setting.sample < 1 and not setting.dry else ()
+            command = (*program, *options_of(tool), *tests)
+        yield Stage(name, command, verdicts.of_sanitizer(report), NO_CACHE)
+
+
+def options_of(tool: str) -> tuple[str, ...]:
+    """Of compute-sanitizer."""
     options = ("--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "20")
-    # torch's own kernels are not what is looked at, and watching them takes most of the time.
-    options += ("--kernel-name", "kns=cwkernels")
-    command = (*setting.sanitizer, *options, *tests)
-    return Stage(name, command, verdicts.of_sanitizer(report), NO_CACHE)
+    # torch's own kernels are not what is looked at, and watching them takes most of the time. What
+    # initcheck does not watch it takes for never written.
+    return options if tool == "initcheck" else (*options, "--kernel-name", "kns=cwkernels")
+
+
+def _accepted(program: Path, tool: str) -> Stage:
+    """On a dry run: whether compute-sanitizer knows these options."""
+    command = (str(program), *options_of(tool), "--require-cuda-init", "no", "/bin/true")
+    return Stage(f"options.{tool}", command)
 
 
 def _benchmarks(setting: Setting) -> Iterator[Stage]:

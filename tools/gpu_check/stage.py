@@ -1,5 +1,6 @@
 """One stage: a command with a limit of time, what its end means, and its record."""
 
+import json
 import os
 import signal
 import subprocess
@@ -37,8 +38,11 @@ class Verdict:
 
 
 def by_exit_code(finished: Finished) -> Verdict:
-    """Passed if the command says so."""
-    return Verdict(f"exit code {finished.code}" if finished.code else "")
+    """Passed if the command says so; its last line says why not."""
+    if not finished.code:
+        return Verdict("")
+    last = (finished.output.strip().splitlines() or ["it said nothing"])[-1]
+    return Verdict(f"exit code {finished.code}: {last}")
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,13 @@ def run(stage: Stage, folder: Path, seconds: float) -> dict[str, Any]:
     verdict = stage.judge(Finished(code, text))
     status = "FAILED" if verdict.wrong else "passed"
     return record | {"status": status, "wrong": verdict.wrong, "facts": dict(verdict.facts)}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a file that is whole or not there, with nothing but what every Python has."""
+    beside = path.with_name(f".{path.name}")
+    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

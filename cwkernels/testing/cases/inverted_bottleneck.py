@@ -108,13 +108,14 @@ def run(layer: Layer, selection: Tensor) -> Function:
     def function(tensors: Tensors) -> Tensors:
         input = tensors["input"]
         weights, scales, shifts = layer.banks(tensors)
+        running = layer.running(input.dtype)
         output, statistics = ops.inverted_bottleneck(
             input,
             selection,
             weights,
             scales,
             shifts,
-            *layer.running(input.dtype),
+            *([tensor.to(input.device) for tensor in group] for group in running),
             stride=layer.stride,
             training=layer.training,
             eps=layer.eps,
@@ -155,7 +156,7 @@ def stock(layer: Layer, selection: Tensor, *, statistics_too: bool = True) -> Fu
                 measured[bank] = statistics_of(raw)
             mean, variance = (None, None)
             if not layer.training:
-                mean, variance = (own[bank][row] for own in running)
+                mean, variance = (own[bank][row].to(images.device) for own in running)
             value = F.batch_norm(
                 raw, mean, variance, scale, shift, training=layer.training, eps=layer.eps
             )

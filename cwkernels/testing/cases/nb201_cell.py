@@ -119,11 +119,12 @@ def run(cell: Cell, selection: Tensor) -> Function:
 
     def function(tensors: Tensors) -> Tensors:
         input = tensors["input"]
+        running = cell.running(input.dtype)
         output, statistics, own = ops.nb201_cell(
             input,
             selection,
             cell.weights(tensors),
-            *cell.running(input.dtype),
+            *([tensor.to(input.device) for tensor in group] for group in running),
             training=cell.training,
             count_include_pad=cell.count_include_pad,
             eps=cell.eps,
@@ -168,7 +169,9 @@ def stock(cell: Cell, selection: Tensor, *, statistics_too: bool = True) -> Func
                     statistics[edge] = statistics_of(raw)
                 mean, variance = (None, None)
                 if not cell.training:
-                    mean, variance = (own[2 * edge + code - 2][row] for own in running)
+                    mean, variance = (
+                        own[2 * edge + code - 2][row].to(images.device) for own in running
+                    )
                 value = F.batch_norm(raw, mean, variance, training=cell.training, eps=cell.eps)
             elif code == 4:
                 value = F.avg_pool2d(value, 3, 1, 1, count_include_pad=cell.count_include_pad)

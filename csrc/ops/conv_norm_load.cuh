@@ -1,0 +1,113 @@
+#pragma once
+#include "../parts/tile.cuh"
+#include "conv_norm_pass.cuh"
+
+// How the tiles of conv_norm read its tensors, four channels at a time.
+namespace cwkernels {
+
+// The coefficients of all channels of an architecture's input, in shared memory, there after the
+// next barrier; null where nothing is normalised.
+struct Coefficients {
+  const Norm<float>* of;
+
+  __device__ __forceinline__ Coefficients(const ConvNormParams& p, int64_t a, Shared& shared)
+      : of(nullptr) {
+    if (!p.statistics) return;
+    Norm<float>* all = shared.take<Norm<float>>(static_cast<size_t>(p.input_channels));
+    const Channels<float> channels = input_channels<float>(p, a);
+    for (int64_t c = threadIdx.x; c < p.input_channels; c += blockDim.x) all[c] = channels.norm(c);
+    of = all;
+  }
+  static int64_t bytes(const ConvNormParams& p) {
+    return p.statistics ? static_cast<int64_t>(
+                              shared_bytes<Norm<float>>(static_cast<size_t>(p.input_channels)))
+                        : 0;
+  }
+};
+
+// Channels of an architecture's input, normalised and rectified.
+struct InputChannels {
+  const float* input;
+  const Norm<float>* norm;
+  int64_t image, row;  // strides; a column is `channels` away
+  int channels;
+  bool relu;
+
+  __device__ __forceinline__ InputChannels(const ConvNormParams& p,
+                                           const Coefficients& coefficients, int64_t a)
+      : input(static_cast<const float*>(p.input) +
+              a * p.images * p.height * p.width * p.input_channels),
+        norm(coefficients.of),
+        image(p.height * p.width * p.input_channels),
+        row(p.width * p.input_channels),
+        channels(static_cast<int>(p.input_channels)),
+        relu(p.relu) {}
+
+  __device__ __forceinline__ const float* at(int64_t n, int y, int x, int channel) const {
+    return input + n * image + y * row + static_cast<int64_t>(x) * channels + channel;
+  }
+  __device__ __forceinline__ float one(float raw, int channel) const {
+    const float value = norm ? norm[channel](raw) : raw;
+    return relu ? rectify(value) : value;
+  }
+  __device__ __forceinline__ Four four(const float* from, int channel) const {
+    Four values = load_lanes<4>(from);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) values[e] = one(values[e], channel + e);
+    return values;
+  }
+};
+
+// What the convolution sees: pixel by pixel,
+struct LoadInput : InputChannels {
+  using InputChannels::InputChannels;
+
+  __device__ __forceinline__ Four operator()(int64_t n, int y, int x, int channel) const {
+    return four(at(n, y, x, channel), channel);
+  }
+};
+
+// of fewer channels than eight, zeros behind them,
+struct LoadNarrow : InputChannels {
+  using InputChannels::InputChannels;
+
+  __device__ __forceinline__ Four operator()(int64_t n, int y, int x, int channel) const {
+    const float* from = at(n, y, x, channel);
+    Four values{};
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (channel + e < channels) values[e] = one(from[e], channel + e);
+    }
+    return values;
+  }
+};
+
+// or the average of 2 x 2 pixels, 64 bytes.
+struct LoadPooled : InputChannels {
+  static constexpr int kBatch = 2;
+  using InputChannels::InputChannels;
+
+  __device__ __forceinline__ Four operator()(int64_t n, int y, int x, int channel) const {
+    const float* from = at(n, 2 * y, 2 * x, channel);
+    Four values = four(from, channel);
+    const Four right = four(from + channels, channel), below = four(from + row, channel);
+    const Four diagonal = four(from + row + channels, channel);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      values[e] = ((values[e] + right[e]) + (below[e] + diagonal[e])) * 0.25f;
+    }
+    return values;
+  }
+};
+
+// Four channels of a dense tensor as they are.
+struct LoadDense {
+  const float* from;
+  int64_t height, width, channels;
+
+  __device__ __forceinline__ Four operator()(int64_t n, int y, int x, int channel) const {
+    return load_lanes<4>(from + ((n * height + y) * width + x) * channels + channel);
+  }
+};
+
+}  // namespace cwkernels

@@ -1,0 +1,236 @@
+#pragma once
+#include "cell.cuh"
+#include "tile.cuh"
+
+// What the kernels of a cell that use matrix units share: tiles of a node's pixels, of which all
+// channels lie in shared memory, so that every convolution of the node reads them there.
+namespace cwkernels {
+
+struct CellTileLaunch {
+  CellLaunch<float> l;
+  Tiles tiles;            // read with the rim that a 3 x 3 convolution needs
+  Window windows[2];      // of 1 x 1 and 3 x 3, in the direction of the pass
+  int64_t source_values;  // of shared memory
+  int64_t weight_values;
+  bool resident;  // the weights of all convolutions of a node stay in shared memory
+};
+static_assert(sizeof(CellTileLaunch) <= 4096);
+
+// A pixel's channels lie 4 mod 8 values apart, which ldmatrix reads without conflicts.
+__host__ __device__ constexpr int cell_pixel_stride(int64_t channels) {
+  return static_cast<int>(channels) + 4;
+}
+
+// The source pixels of a tile, all channels; load(image, y, x, channel) is Four of them.
+template <class Precision, class Load>
+__device__ __forceinline__ void cell_load_tile(const CellTileLaunch& p, const TilePlace& tile,
+                                               const Load& load, float* to) {
+  const Tiles& t = p.tiles;
+  const int pieces = static_cast<int>(p.l.p.channels) / 4;
+  const int stride = cell_pixel_stride(p.l.p.channels);
+  const auto read = [&](int i) {
+    const int pixel = i / pieces, line = pixel / t.source_columns;
+    const int64_t image = tile.image + line / t.source_rows;
+    const int y = tile.y + line % t.source_rows - 1, x = tile.x + pixel % t.source_columns - 1;
+    Four four{};
+    if (image < t.all_images && y >= 0 && y < t.height && x >= 0 && x < t.width) {
+      four = load(image, y, x, i % pieces * 4);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) four[e] = Precision::hold(four[e]);
+    }
+    return four;
+  };
+  move_in_batches<Four, kBatch>(t.source_pixels() * pieces, read, [&](int i, const Four& four) {
+    store_lanes(to + i / pieces * stride + i % pieces * 4, four);
+  });
+}
+
+// Where this lane reads its rows of a tile.
+template <class Split>
+struct CellRows {
+  int at[Split::kM];
+
+  __device__ __forceinline__ explicit CellRows(const CellTileLaunch& p) {
+#pragma unroll
+    for (int i = 0; i < Split::kM; ++i) {
+      const int pixel = Split::pixel() + i * kMmaRows + lane_row_of_a();
+      at[i] = source_number(p.tiles, p.windows[1], pixel) * cell_pixel_stride(p.l.p.channels) +
+              lane_depth_of_a();
+    }
+  }
+};
+
+// Adds the products of kDepth channels, from where `source` points on, over the taps of an edge.
+template <class Precision, class Split>
+__device__ __forceinline__ void cell_multiply(typename Split::Sums& sums, const CellTileLaunch& p,
+                                              const Window& window, const CellRows<Split>& rows,
+                                              const float* source, const float* weights) {
+  const int stride = cell_pixel_stride(p.l.p.channels), rim = window.rows == 3 ? 0 : 1;
+  const float* columns =
+      weights + (Split::output() + lane_row_of_b()) * Split::kStride + lane_depth_of_b();
+  for (int i = 0; i < window.rows; ++i) {
+    for (int j = 0; j < window.columns; ++j) {
+      const float* from = source + ((i + rim) * p.tiles.source_columns + j + rim) * stride;
+#pragma unroll
+      for (int depth = 0; depth < Split::kDepth; depth += kMmaDepth) {
+        const float* a[Split::kM];
+#pragma unroll
+        for (int m = 0; m < Split::kM; ++m) a[m] = from + rows.at[m] + depth;
+        multiply_rows<Precision>(sums, a, columns + depth, Split::kStride);
+      }
+      columns += kTapStride<Split::kOutputs, Split::kStride>;
+    }
+  }
+}
+
+// The weights of an edge for kOutputs outputs and kDepth channels.
+template <class Precision, class Split, bool kBack>
+__device__ __forceinline__ void cell_load_weights(const CellTileLaunch& p,
+                                                  const CellOf<float>& cell, int e, int output,
+                                                  int depth, float* weights) {
+  const int size = kernel_size(cell.edge(e));
+  load_weights<Precision, Split::kOutputs, Split::kDepth, Split::kStride, kBack>(
+      p.windows[size / 2], cell.weight(e), static_cast<int>(p.l.p.channels), size, output, depth,
+      weights);
+}
+
+// Adds the convolution of an edge to the sums of a tile, outputs from `output` on.
+template <class Precision, class Split, bool kBack>
+__device__ __forceinline__ void cell_convolve_tile(typename Split::Sums& sums,
+                                                   const CellTileLaunch& p,
+                                                   const CellOf<float>& cell, int e, int output,
+                                                   const CellRows<Split>& rows, const float* source,
+                                                   float* weights) {
+  const Window& window = p.windows[kernel_size(cell.edge(e)) / 2];
+  for (int depth = 0; depth < p.l.p.channels; depth += Split::kDepth) {
+    if (!p.resident) {
+      sync_block();
+      cell_load_weights<Precision, Split, kBack>(p, cell, e, output, depth, weights);
+      sync_block();
+    }
+    cell_multiply<Precision, Split>(
+        sums, p, window, rows, source + depth,
+        p.resident ? weights + leaving_place(e) * p.weight_values : weights);
+  }
+}
+
+// Weights that stay, those of all convolutions that leave the node.
+template <class Precision, class Split, bool kBack>
+__device__ __forceinline__ void cell_load_resident(const CellTileLaunch& p,
+                                                   const CellOf<float>& cell, float* weights) {
+  if (!p.resident) return;
+  for (int target = p.l.node + 1; target < kCellNodes; ++target) {
+    const int e = edge_between(p.l.node, target);
+    if (!convolves(cell.edge(e))) continue;
+    cell_load_weights<Precision, Split, kBack>(p, cell, e, 0, 0,
+                                               weights + leaving_place(e) * p.weight_values);
+  }
+}
+
+// Which outputs of a tile there are, of those whose results this lane holds: bit 2 i + half for row
+// 8 half of fragment i. And where they lie.
+template <class Split>
+struct CellOutputs {
+  unsigned live = 0;
+  int64_t offsets[2 * Split::kM];  // of their first channel, in an image stack
+
+  __device__ __forceinline__ CellOutputs(const CellTileLaunch& p, const TilePlace& tile) {
+#pragma unroll
+    for (int i = 0; i < 2 * Split::kM; ++i) {
+      TilePlace at;
+      const bool is_live = output_place(p.tiles, tile, Split::pixel() + i * 8 + lane() / 4, &at);
+      live |= static_cast<unsigned>(is_live) << i;
+      offsets[i] = ((at.image * p.tiles.height + at.y) * p.tiles.width + at.x) * p.l.p.channels;
+    }
+  }
+  // How many pixels of the tile this warp has.
+  __device__ __forceinline__ float count() const {
+    float own = 0;
+#pragma unroll
+    for (int i = 0; i < 2 * Split::kM; ++i) own += static_cast<float>(live >> i & 1);
+    return sum_over_rows(own);
+  }
+  // The sum over the eight lanes that hold other rows of the same columns; all get it.
+  __device__ __forceinline__ static float sum_over_rows(float own) {
+#pragma unroll
+    for (int other = 4; other < kWarp; other *= 2) own += shuffle_xor(own, other);
+    return own;
+  }
+};
+
+// f(column, i, value) for each result of this lane that is live: of output `column` of the tile's
+// chunk in row i of CellOutputs. `value` may be changed.
+template <class Split, class F>
+__device__ __forceinline__ void cell_each_result(typename Split::Sums& sums,
+                                                 const CellOutputs<Split>& outputs, const F& f) {
+#pragma unroll
+  for (int i = 0; i < 2 * Split::kM; ++i) {
+    if (!(outputs.live >> i & 1)) continue;
+#pragma unroll
+    for (int j = 0; j < Split::kN; ++j) {
+      float* pair = sums.values[i / 2][j] + i % 2 * 2;
+      f(Split::output() + j * kMmaColumns + lane() % 4 * 2, i, pair);
+    }
+  }
+}
+
+using Two = Lanes<float, 2>;
+
+// --- Host ----------------------------------------------------------------------------------------
+
+// Tiles of 256 pixels for 16 and 32 channels, 128 for 64.
+using Cell16 = TileSplit<8, 1, 2, 2, 16>;
+using Cell32 = TileSplit<4, 2, 4, 2, 16>;
+using Cell64 = TileSplit<4, 2, 2, 4, 16>;
+
+// Whether matrix units can run a cell, if its tiles fit: 16 bytes of a pixel are read at once.
+inline bool cell_is_aligned(const NB201CellParams& p) {
+  return !p.double_precision && p.channels % 16 == 0 && starts_wide(p.input) &&
+         starts_wide(p.output) && starts_wide(p.kept) && starts_wide(p.grad_output) &&
+         starts_wide(p.grad_input);
+}
+
+template <class Split>
+constexpr bool cell_split_fits(int64_t channels) {
+  return channels % Split::kOutputs == 0;
+}
+
+// f(Split) for the channels of a cell.
+template <class F>
+auto with_cell_split(int64_t channels, const F& f) {
+  if (cell_split_fits<Cell64>(channels)) return f(Cell64{});
+  if (cell_split_fits<Cell32>(channels)) return f(Cell32{});
+  return f(Cell16{});
+}
+
+// Shared memory of a block: two blocks share a processor where it has plenty.
+inline int64_t cell_shared_bytes() {
+  const auto most = static_cast<int64_t>(current_device().shared_bytes);
+  return most > 200 * 1024 ? most / 2 - 1024 : most;
+}
+
+// The tiles of a launch whose other shared memory is `other` bytes; returns whether they fit.
+template <class Split>
+bool make_cell_tiles(CellTileLaunch& p, int64_t other, bool back) {
+  const NB201CellParams& c = p.l.p;
+  p.windows[0] = back ? gradient_window(1, 1, 0, 0) : forward_window(1, 1);
+  p.windows[1] = back ? gradient_window(3, 1, 0, 0) : forward_window(3, 1);
+  p.weight_values = Split::weight_values(9);
+  p.resident = c.channels == Split::kOutputs && c.channels == Split::kDepth;
+  const int64_t weights = (p.resident ? kCellFan : 1) * p.weight_values * int64_t{sizeof(float)};
+  const int64_t room = (cell_shared_bytes() - other - weights - 256) /
+                       (cell_pixel_stride(c.channels) * int64_t{sizeof(float)});
+  if (room <= 0) return false;
+  p.tiles = make_tiles(p.windows[1], c.images, c.height, c.width, Split::kPixels,
+                       static_cast<int>(min(room, int64_t{2 * Split::kPixels})));
+  p.source_values = int64_t{p.tiles.source_pixels()} * cell_pixel_stride(c.channels);
+  p.l.blocks = sum_blocks(current_device().processors, 1, p.tiles.count);
+  return p.tiles.source_pixels() <= room;
+}
+
+inline size_t cell_tile_bytes(const CellTileLaunch& p) {
+  return shared_bytes<float>(static_cast<size_t>(p.source_values)) +
+         shared_bytes<float>(static_cast<size_t>((p.resident ? kCellFan : 1) * p.weight_values));
+}
+
+}  // namespace cwkernels

@@ -1,0 +1,82 @@
+"""Planted bugs of gather_conv's kernels and of the products of matrices that they are made of."""
+
+from mutant import Mutant
+
+_TEST = "tests/ops/test_gather_conv.py"
+_CALLS = "tests/ops/test_gather_conv_calls.py"
+_EXACT = (_TEST, "-k", "emulated and small_integers and tile and float32")
+_CLOSE = (_TEST, "-k", "emulated and error_is and tile")
+_GENERAL = (_TEST, "-k", "emulated and small_integers and odd")
+
+MUTANTS = (
+    Mutant(
+        "off-by-one halo",
+        "csrc/parts/tile.cuh",
+        "const int y = tile.y * window.step + row - window.top;",
+        "const int y = tile.y * window.step + row - window.top + MUTANT;",
+        _EXACT,
+    ),
+    Mutant(
+        "flipped taps in the gradient of the input",
+        "csrc/parts/tile_plan.cuh",
+        "(last - pad - parity) / stride, last, -stride};",
+        "(last - pad - parity) / stride, MUTANT ? 0 : last, MUTANT ? stride : -stride};",
+        _EXACT,
+    ),
+    Mutant(
+        "swapped halves of a fragment",
+        "csrc/parts/mma.cuh",
+        "const uint32_t left[2] = {raw[0], raw[1]}",
+        "const uint32_t left[2] = {raw[MUTANT ? 1 : 0], raw[MUTANT ? 0 : 1]}",
+        _EXACT,
+    ),
+    Mutant(
+        "3 x tf32 without one of the small products",
+        "csrc/parts/mma.cuh",
+        "mma_tf32(sum, a.small, b.big);",
+        "if (!MUTANT) mma_tf32(sum, a.small, b.big);",
+        _CLOSE,
+    ),
+    Mutant(
+        "products begin before all of the tile is there",
+        "csrc/ops/gather_conv.cuh",
+        "sync_block();\n      multiply_tile",
+        "if (!MUTANT) sync_block();\n      multiply_tile",
+        _EXACT,
+    ),
+    Mutant(
+        "the row of the first architecture for all",
+        "csrc/ops/gather_conv.cuh",
+        "p.rows[a] * p.set_size",
+        "p.rows[MUTANT ? 0 : a] * p.set_size",
+        _EXACT,
+    ),
+    Mutant(
+        "wrong stride between weight sets",
+        "csrc/ops/gather_conv_general.cuh",
+        "(chosen_row(launch, at.a) * p.output_channels + at.c)",
+        "(chosen_row(launch, at.a) * (p.output_channels - MUTANT) + at.c)",
+        (_TEST, "-k", "emulated and small_integers and five"),
+    ),
+    Mutant(
+        "the last of a repeated row's gradients instead of their sum",
+        "csrc/parts/tile_weight.cuh",
+        "(p.opens >> a & 1) != 0 ? sum",
+        "(p.opens >> a & 1) != 0 || MUTANT ? sum",
+        _EXACT,
+    ),
+    Mutant(
+        "what the warps have of different pixels is not added up",
+        "csrc/parts/tile_weight.cuh",
+        "if (turn > 0) {",
+        "if (turn > 0 && !MUTANT) {",
+        _EXACT,
+    ),
+    Mutant(
+        "the gradients of shared images overwrite each other",
+        "csrc/ops/gather_conv_general.cuh",
+        "total = launch.first + a > 0 ? total + own : own;",
+        "total = launch.first + a > 0 && !MUTANT ? total + own : own;",
+        (_CALLS, "-k", "emulated and summed_in_order"),
+    ),
+)
