@@ -8,10 +8,10 @@
 namespace cwkernels {
 
 // 128 pixels x 64 outputs by 8 warps of 32 x 32, 32 channels at a time. A chunk of the source is
-// 128 rows of 36 floats, 18 KB, one of the weights 64 of 36 or, transposed, 32 of 72, 9 KB. A
-// thread holds 32 sums, 16 more of a column's statistics or gradients, and loads 16 floats of the
-// source (32 of a gradient) and 8 of the weights at once: at most 128 registers, so that the loads
-// of one of two blocks on a processor pass while the other multiplies.
+// 128 rows of 36 floats, 18 KB, one of the weights 64 of 36 or, transposed, 32 of 72, 9 KB. 24 KB
+// are read, twice the source of a gradient, for 256 mma of 1,024 products: 21 flop a byte. A thread
+// holds 32 sums and loads 16 floats of the source (32 of a gradient), then 8 of the weights, at
+// once.
 using BottleneckSplit = TileSplit<4, 2, 2, 4, 32>;
 constexpr int kProductPixels = BottleneckSplit::kPixels;
 constexpr int kProductOutputs = BottleneckSplit::kOutputs;
