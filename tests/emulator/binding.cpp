@@ -20,10 +20,6 @@ Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes) {
   return torch::stable::new_empty(like, sizes);
 }
 
-Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes) {
-  return torch::stable::new_empty(like, sizes);
-}
-
 }  // namespace cwkernels
 
 #define CWK_EXPORTED extern "C" __attribute__((visibility("default")))
