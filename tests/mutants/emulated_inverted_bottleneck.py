@@ -16,10 +16,10 @@ _IN_ORDER = (_TEST, "-k", "emulated and summed_in_order")
 
 MUTANTS = (
     Mutant(
-        "a set's stride one short",
+        "a set's stride four short",
         _CHOICE,
         "(p.weights[bank(place)]) + row * weight_size(place);",
-        "(p.weights[bank(place)]) + row * (weight_size(place) - (MUTANT ? 1 : 0));",
+        "(p.weights[bank(place)]) + row * (weight_size(place) - (MUTANT ? 4 : 0));",
         _MATRIX,
     ),
     Mutant(
