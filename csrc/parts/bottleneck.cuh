@@ -1,5 +1,6 @@
 #pragma once
 #include "../ops/inverted_bottleneck.h"
+#include "lanes.cuh"
 #include "normalize.cuh"
 #include "portable.cuh"
 #include "reduce.cuh"
@@ -263,5 +264,61 @@ struct BottleneckChoice {
     return static_cast<const T*>(banks[bank(place)]) + row * channels(place);
   }
 };
+
+// Coefficients of `width` channels from `first` on, zeros behind the last channel. A barrier
+// follows before they are read.
+__device__ inline void fill_norms(const BottleneckChoice<float>& choice, int place, int64_t first,
+                                  int64_t width, float* table) {
+  for (int64_t c = threadIdx.x; c < width; c += blockDim.x) {
+    const Norm<float> norm =
+        first + c < choice.channels(place) ? choice.norm(place, first + c) : Norm<float>{};
+    table[c] = norm.mean;
+    table[width + c] = norm.scale;
+    table[2 * width + c] = norm.shift;
+  }
+}
+__device__ inline void fill_norm_gradients(const BottleneckChoice<float>& choice, int place,
+                                           int64_t first, int64_t width, float* table) {
+  for (int64_t c = threadIdx.x; c < width; c += blockDim.x) {
+    const NormBackward<float> norm = first + c < choice.channels(place)
+                                         ? choice.norm_backward(place, first + c)
+                                         : NormBackward<float>{};
+    table[c] = norm.mean;
+    table[width + c] = norm.scale;
+    table[2 * width + c] = norm.slope;
+    table[3 * width + c] = norm.offset;
+  }
+}
+
+// Four channels from `channel` on, by such a table.
+__device__ __forceinline__ Lanes<float, 4> activated_lanes(const Lanes<float, 4>& raw,
+                                                           const float* table, int64_t width,
+                                                           int64_t channel) {
+  const auto mean = load_lanes<4>(table + channel);
+  const auto scale = load_lanes<4>(table + width + channel);
+  const auto shift = load_lanes<4>(table + 2 * width + channel);
+  Lanes<float, 4> four;
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    four[e] = rectify(Norm<float>{mean[e], scale[e], shift[e]}(raw[e]));
+  }
+  return four;
+}
+__device__ __forceinline__ Lanes<float, 4> raw_gradient_lanes(const Lanes<float, 4>& gradient,
+                                                              const Lanes<float, 4>& raw,
+                                                              const float* table, int64_t width,
+                                                              int64_t channel) {
+  const auto mean = load_lanes<4>(table + channel);
+  const auto scale = load_lanes<4>(table + width + channel);
+  const auto slope = load_lanes<4>(table + 2 * width + channel);
+  const auto offset = load_lanes<4>(table + 3 * width + channel);
+  Lanes<float, 4> four;
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    const NormBackward<float> norm{mean[e], scale[e], slope[e], offset[e]};
+    four[e] = norm(gradient[e], raw[e]);
+  }
+  return four;
+}
 
 }  // namespace cwkernels

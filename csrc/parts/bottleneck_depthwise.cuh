@@ -56,22 +56,24 @@ inline DepthwiseTiles depthwise_tiles(int64_t images, int64_t height, int64_t wi
 
 // Shared memory of a block.
 struct DepthwiseShared {
-  float* source;
+  float *source, *table;
   Moments<float>* merged;
   int* last;
 
   __device__ DepthwiseShared() {
     Shared shared;
     source = shared.take<float>(kDepthwiseSource * kDepthwiseChannels);
+    table = shared.take<float>(4 * kDepthwiseChannels);
     merged = shared.take<Moments<float>>(kDepthwiseThreads);
     last = shared.take<int>(1);
   }
   static constexpr size_t bytes() {
     return shared_bytes<float>(kDepthwiseSource * kDepthwiseChannels) +
+           shared_bytes<float>(4 * kDepthwiseChannels) +
            shared_bytes<Moments<float>>(kDepthwiseThreads) + shared_bytes<int>(1);
   }
 };
-static_assert(DepthwiseShared::bytes() == 49152 + 3072 + 128, "51 KB");
+static_assert(DepthwiseShared::bytes() == 49152 + 512 + 3072 + 128, "52 KB");
 
 // Where a tile begins.
 struct DepthwisePlace {
@@ -148,14 +150,9 @@ __device__ __forceinline__ void run_depthwise(const BottleneckChoice<float>& cho
   const bool exists = channel < channels;
   float taps[kSize * kSize] = {};
   if (exists) load_taps<kSize>(choice, channel, taps);
-  const int64_t loaded = first + threadIdx.x % (kDepthwiseChannels / 4) * 4;
-  const bool loads = loaded < channels;
-  Norm<float> norms[4] = {};
-#pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    if (loads) norms[e] = choice.norm(0, loaded + e);
-  }
-  const float* raw = choice.expanded() + loaded;
+  const int piece = static_cast<int>(threadIdx.x) % (kDepthwiseChannels / 4) * 4;
+  fill_norms(choice, 0, first, kDepthwiseChannels, shared.table);
+  const float* raw = choice.expanded() + first + piece;
   float* to = choice.filtered() + channel;
   const int height = static_cast<int>(choice.output_height);
   const int width = static_cast<int>(choice.output_width);
@@ -164,12 +161,11 @@ __device__ __forceinline__ void run_depthwise(const BottleneckChoice<float>& cho
     sync_block();
     load_depthwise(
         t, at.image, choice.p.images, at.y * kStride - kSize / 2, at.x * kStride - kSize / 2,
-        static_cast<int>(choice.p.height), static_cast<int>(choice.p.width), loads,
+        static_cast<int>(choice.p.height), static_cast<int>(choice.p.width),
+        first + piece < channels,
         [&](int64_t pixel) {
-          auto four = load_lanes<4>(raw + pixel * channels);
-#pragma unroll
-          for (int e = 0; e < 4; ++e) four[e] = rectify(norms[e](four[e]));
-          return four;
+          return activated_lanes(load_lanes<4>(raw + pixel * channels), shared.table,
+                                 kDepthwiseChannels, piece);
         },
         shared.source);
     sync_block();
@@ -285,15 +281,10 @@ __device__ __forceinline__ void run_depthwise_gradient(const BottleneckChoice<fl
   float taps[kTaps] = {}, tap_sums[kTaps] = {};
   if (exists) load_taps<kSize>(choice, channel, taps);
   const Norm<float> norm = exists ? choice.norm(0, channel) : Norm<float>{};
-  const int64_t loaded = first + threadIdx.x % (kDepthwiseChannels / 4) * 4;
-  const bool loads = loaded < channels;
-  NormBackward<float> norms[4] = {};
-#pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    if (loads) norms[e] = choice.norm_backward(1, loaded + e);
-  }
-  const float* gradient = choice.hidden_gradient(1) + loaded;
-  const float* filtered = choice.filtered() + loaded;
+  const int piece = static_cast<int>(threadIdx.x) % (kDepthwiseChannels / 4) * 4;
+  fill_norm_gradients(choice, 1, first, kDepthwiseChannels, shared.table);
+  const float* gradient = choice.hidden_gradient(1) + first + piece;
+  const float* filtered = choice.filtered() + first + piece;
   const float* raw = choice.expanded() + channel;
   float* to = choice.hidden_gradient(0) + channel;
   const int height = static_cast<int>(choice.p.height), width = static_cast<int>(choice.p.width);
@@ -303,13 +294,11 @@ __device__ __forceinline__ void run_depthwise_gradient(const BottleneckChoice<fl
     load_depthwise(
         t, at.image, choice.p.images, at.y / kStride + Strip::kFirst,
         at.x / kStride + Strip::kFirst, static_cast<int>(choice.output_height),
-        static_cast<int>(choice.output_width), loads,
+        static_cast<int>(choice.output_width), first + piece < channels,
         [&](int64_t pixel) {
-          auto four = load_lanes<4>(gradient + pixel * channels);
-          const auto own = load_lanes<4>(filtered + pixel * channels);
-#pragma unroll
-          for (int e = 0; e < 4; ++e) four[e] = norms[e](four[e], own[e]);
-          return four;
+          return raw_gradient_lanes(load_lanes<4>(gradient + pixel * channels),
+                                    load_lanes<4>(filtered + pixel * channels), shared.table,
+                                    kDepthwiseChannels, piece);
         },
         shared.source);
     sync_block();

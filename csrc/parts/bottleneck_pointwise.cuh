@@ -30,7 +30,7 @@ __device__ __forceinline__ void run_products(const BottleneckChoice<float>& choi
   const bool finish = place == 2 && !choice.p.training;
   if (finish) fill_norms(choice, 2, output, kProductOutputs, shared.output_table);
   float* raw = choice.raw(place);
-  ColumnMoments moments;
+  const ColumnMoments moments(shared);
   const int64_t end = product_tiles(choice, place, blockIdx.x + 1);
   for (int64_t t = product_tiles(choice, place, blockIdx.x); t < end; ++t) {
     const ProductTile tile(t * kProductPixels, pixels, output);
@@ -55,7 +55,7 @@ __device__ __forceinline__ void run_products(const BottleneckChoice<float>& choi
 }
 
 template <class Precision, int kPlace>
-__global__ void __launch_bounds__(kProductThreads, 2)
+__global__ void __launch_bounds__(kProductThreads, kProductResident<Precision>)
     bottleneck_pointwise(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
   const BottleneckChoice<float> choice(launch, blockIdx.z);
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kProductThreads, 2)
 // From the output's gradient through the project convolution, to the gradient before the second
 // rectifier and the sums of the second batch norm.
 template <class Precision>
-__global__ void __launch_bounds__(kProductThreads, 2)
+__global__ void __launch_bounds__(kProductThreads, kProductResident<Precision>)
     bottleneck_project_gradient(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
   const BottleneckChoice<float> choice(launch, blockIdx.z);
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kProductThreads, 2)
   const ProductWeights weight = product_weights(choice, 2, true);
   const float* raw = choice.filtered();
   float* gradient = choice.hidden_gradient(1);
-  ColumnSums all;
+  const ColumnSums all(shared);
   const int64_t end = product_tiles(choice, 1, blockIdx.x + 1);
   for (int64_t t = product_tiles(choice, 1, blockIdx.x); t < end; ++t) {
     const ProductTile tile(t * kProductPixels, pixels, output);
@@ -110,8 +110,7 @@ __global__ void __launch_bounds__(kProductThreads, 2)
         const Norm<float> norm{table[k], table[kProductOutputs + k],
                                table[2 * kProductOutputs + k]};
         if (norm(own[k]) > 0) through[k] = sums.values[i][j][e + k];
-        all.first[2 * j + k] += through[k];
-        all.second[2 * j + k] += through[k] * (own[k] - norm.mean);
+        all.add(2 * j + k, through[k], own[k] - norm.mean);
       }
       store_lanes(gradient + at, through);
     });
@@ -154,7 +153,7 @@ __device__ __forceinline__ void input_gradient_products(const BottleneckChoice<f
 // of the grid is 1 for all architectures that share the images, one after another by the same
 // thread.
 template <class Precision>
-__global__ void __launch_bounds__(kProductThreads, 2)
+__global__ void __launch_bounds__(kProductThreads, kProductResident<Precision>)
     bottleneck_input_gradient(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
   const int64_t output = static_cast<int64_t>(blockIdx.y) * kProductOutputs;

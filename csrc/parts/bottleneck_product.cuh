@@ -8,10 +8,10 @@
 namespace cwkernels {
 
 // 128 pixels x 64 outputs by 8 warps of 32 x 32, 32 channels at a time. A chunk of the source is
-// 128 rows of 36 floats, 18 KB, one of the weights 64 of 36 or, transposed, 32 of 72, 9 KB. A
-// thread holds 32 sums, 16 more of a column's statistics or gradients, and loads 16 floats of the
-// source (32 of a gradient) and 8 of the weights at once: at most 128 registers, so that the loads
-// of one of two blocks on a processor pass while the other multiplies.
+// 128 rows of 36 floats, 18 KB, one of the weights 64 of 36 or, transposed, 32 of 72, 9 KB. 24 KB
+// are read, twice the source of a gradient, for 256 mma of 1,024 products: 21 flop a byte. A thread
+// holds 32 sums and loads 16 floats of the source (32 of a gradient), then 8 of the weights, at
+// once.
 using BottleneckSplit = TileSplit<4, 2, 2, 4, 32>;
 constexpr int kProductPixels = BottleneckSplit::kPixels;
 constexpr int kProductOutputs = BottleneckSplit::kOutputs;
@@ -21,6 +21,11 @@ constexpr int kProductStride = BottleneckSplit::kStride;
 // Of transposed weights: 8 mod 32, so that four rows of eight columns lie in different banks.
 constexpr int kAcrossStride = kProductOutputs + 8;
 constexpr int kProductPieces = kProductDepth / 4;
+// Blocks whose registers fit a processor: the halves of 3 x TF32's factors leave room for one.
+template <class Precision>
+constexpr int kProductResident = 2;
+template <>
+constexpr int kProductResident<Tf32x3> = 1;
 constexpr int kSourceBatch = kProductPixels * kProductPieces / kProductThreads;
 constexpr int kWeightBatch = kProductOutputs * kProductPieces / kProductThreads;
 static_assert(kProductPixels == 128 && kProductOutputs == 64 && kProductThreads == 256);
@@ -31,11 +36,14 @@ static_assert(kProductDepth * kAcrossStride == kProductOutputs * kProductStride)
 constexpr int kLaneColumns = BottleneckSplit::kN * 2;
 // Values of a column that a lane holds: two of each of its fragments.
 constexpr int kLaneRows = BottleneckSplit::kM * 2;
+// What a lane sums over the pixels of its block: two numbers a column, and their count.
+constexpr int kLaneSums = 2 * kLaneColumns + 1;
 
-// Shared memory of a block. The partial sums of a column are those of four warps, up to three
-// floats each, and the coefficients those of the source's channels and of the tile's outputs.
+// Shared memory of a block: a chunk of both factors, the sums over pixels that each lane keeps
+// through its block's tiles, what four warps merge of a column, and the coefficients of the tile's
+// outputs and of the source's channels.
 struct ProductShared {
-  float *source, *weights, *source_table, *output_table;
+  float *source, *weights, *lane_sums, *source_table, *output_table;
   Moments<float>* merged;
   int* last;
 
@@ -43,6 +51,7 @@ struct ProductShared {
     Shared shared;
     source = shared.take<float>(kProductPixels * kProductStride);
     weights = shared.take<float>(kProductOutputs * kProductStride);
+    lane_sums = shared.take<float>(kLaneSums * kProductThreads);
     merged = shared.take<Moments<float>>(BottleneckSplit::kWarpsM * kProductOutputs);
     output_table = shared.take<float>(3 * kProductOutputs);
     last = shared.take<int>(1);
@@ -51,13 +60,15 @@ struct ProductShared {
   static constexpr size_t bytes(int64_t depth) {
     return shared_bytes<float>(kProductPixels * kProductStride) +
            shared_bytes<float>(kProductOutputs * kProductStride) +
+           shared_bytes<float>(kLaneSums * kProductThreads) +
            shared_bytes<Moments<float>>(BottleneckSplit::kWarpsM * kProductOutputs) +
            shared_bytes<float>(3 * kProductOutputs) + shared_bytes<int>(1) +
            shared_bytes<float>(static_cast<size_t>(4 * depth));
   }
 };
 // Two blocks on a processor of every architecture but 86, 89 and 120, which hold one.
-static_assert(ProductShared::bytes(1536) == 18432 + 9216 + 3072 + 768 + 128 + 24576, "55 KB");
+static_assert(ProductShared::bytes(1536) == 18432 + 9216 + 17408 + 3072 + 768 + 128 + 24576);
+static_assert(ProductShared::bytes(1536) <= 99 * 1024);
 
 // --- Sources -------------------------------------------------------------------------------------
 
@@ -88,15 +99,7 @@ struct ActivatedSource {
     return load_lanes<4>(raw + pixel * width + channel);
   }
   __device__ Four finish(const Raw& own, int64_t channel) const {
-    const Four mean = load_lanes<4>(table + channel);
-    const Four scale = load_lanes<4>(table + table_width + channel);
-    const Four shift = load_lanes<4>(table + 2 * table_width + channel);
-    Four four;
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      four[e] = rectify(Norm<float>{mean[e], scale[e], shift[e]}(own[e]));
-    }
-    return four;
+    return activated_lanes(own, table, table_width, channel);
   }
 };
 
@@ -131,44 +134,9 @@ struct GradientSource {
   }
   __device__ Four finish(const Raw& own, int64_t channel) const {
     if (kReading && !own.live) return Four{};
-    const Four mean = load_lanes<4>(table + channel);
-    const Four scale = load_lanes<4>(table + table_width + channel);
-    const Four slope = load_lanes<4>(table + 2 * table_width + channel);
-    const Four offset = load_lanes<4>(table + 3 * table_width + channel);
-    Four four;
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const NormBackward<float> norm{mean[e], scale[e], slope[e], offset[e]};
-      four[e] = norm(own.gradient[e], own.raw[e]);
-    }
-    return four;
+    return raw_gradient_lanes(own.gradient, own.raw, table, table_width, channel);
   }
 };
-
-// Coefficients of `width` channels from `first` on, zeros behind the last channel. A barrier
-// follows before they are read.
-__device__ inline void fill_norms(const BottleneckChoice<float>& choice, int place, int64_t first,
-                                  int64_t width, float* table) {
-  for (int64_t c = threadIdx.x; c < width; c += kProductThreads) {
-    const Norm<float> norm =
-        first + c < choice.channels(place) ? choice.norm(place, first + c) : Norm<float>{};
-    table[c] = norm.mean;
-    table[width + c] = norm.scale;
-    table[2 * width + c] = norm.shift;
-  }
-}
-__device__ inline void fill_norm_gradients(const BottleneckChoice<float>& choice, int place,
-                                           int64_t first, int64_t width, float* table) {
-  for (int64_t c = threadIdx.x; c < width; c += kProductThreads) {
-    const NormBackward<float> norm = first + c < choice.channels(place)
-                                         ? choice.norm_backward(place, first + c)
-                                         : NormBackward<float>{};
-    table[c] = norm.mean;
-    table[width + c] = norm.scale;
-    table[2 * width + c] = norm.slope;
-    table[3 * width + c] = norm.offset;
-  }
-}
 
 // --- Products ------------------------------------------------------------------------------------
 
@@ -331,12 +299,27 @@ __device__ __forceinline__ void each_pair(const ProductTile& tile, int64_t outpu
 
 // --- Sums over pixels ----------------------------------------------------------------------------
 
-// The statistics of the columns that a lane holds, over the tiles of a block. The count is that of
-// the rows, the same for each column.
-struct ColumnMoments {
-  float count = 0, mean[kLaneColumns] = {}, squares[kLaneColumns] = {};
+// What a lane sums over its block's tiles lies in shared memory, which leaves its registers to the
+// products: sum i of thread t at i * 256 + t, so that no two meet in a bank.
+struct LaneSums {
+  float* own;
 
-  __device__ __forceinline__ void add(const BottleneckSplit::Sums& sums, const ProductTile& tile) {
+  __device__ explicit LaneSums(const ProductShared& shared) : own(shared.lane_sums + threadIdx.x) {
+#pragma unroll
+    for (int i = 0; i < kLaneSums; ++i) (*this)[i] = 0;
+  }
+  __device__ __forceinline__ float& operator[](int i) const { return own[i * kProductThreads]; }
+};
+
+// The statistics of the columns that a lane holds. The count is that of the rows, the same for each
+// column.
+struct ColumnMoments {
+  LaneSums sums;  // means, squares about them, count
+
+  __device__ explicit ColumnMoments(const ProductShared& shared) : sums(shared) {}
+
+  __device__ __forceinline__ void add(const BottleneckSplit::Sums& values,
+                                      const ProductTile& tile) const {
     float live[kLaneRows], rows = 0;
 #pragma unroll
     for (int r = 0; r < kLaneRows; ++r) {
@@ -345,34 +328,43 @@ struct ColumnMoments {
       rows += live[r];
     }
     if (rows == 0) return;
-    const float inverse = 1 / rows, total = count + rows, share = rows / total;
+    const float count = sums[2 * kLaneColumns], total = count + rows;
+    const float inverse = 1 / rows, share = rows / total;
 #pragma unroll
     for (int c = 0; c < kLaneColumns; ++c) {
-      float sum = 0, own = 0;
+      float sum = 0, squares = 0;
 #pragma unroll
       for (int r = 0; r < kLaneRows; ++r) {
-        sum += live[r] * sums.values[r / 2][c / 2][r % 2 * 2 + c % 2];
+        sum += live[r] * values.values[r / 2][c / 2][r % 2 * 2 + c % 2];
       }
       const float center = sum * inverse;
 #pragma unroll
       for (int r = 0; r < kLaneRows; ++r) {
-        const float apart = sums.values[r / 2][c / 2][r % 2 * 2 + c % 2] - center;
-        own += live[r] * apart * apart;
+        const float apart = values.values[r / 2][c / 2][r % 2 * 2 + c % 2] - center;
+        squares += live[r] * apart * apart;
       }
-      const float apart = center - mean[c];
-      mean[c] += apart * share;
-      squares[c] += own + apart * apart * count * share;
+      const float mean = sums[c], apart = center - mean;
+      sums[c] = mean + apart * share;
+      sums[kLaneColumns + c] += squares + apart * apart * count * share;
     }
-    count = total;
+    sums[2 * kLaneColumns] = total;
   }
-  __device__ Moments<float> column(int c) const { return {count, mean[c], squares[c]}; }
+  __device__ Moments<float> column(int c) const {
+    return {sums[2 * kLaneColumns], sums[c], sums[kLaneColumns + c]};
+  }
 };
 
 // The two sums of a batch norm's backward pass.
 struct ColumnSums {
-  float first[kLaneColumns] = {}, second[kLaneColumns] = {};
+  LaneSums sums;
 
-  __device__ Sums<float> column(int c) const { return {first[c], second[c]}; }
+  __device__ explicit ColumnSums(const ProductShared& shared) : sums(shared) {}
+
+  __device__ __forceinline__ void add(int c, float gradient, float apart) const {
+    sums[c] += gradient;
+    sums[kLaneColumns + c] += gradient * apart;
+  }
+  __device__ Sums<float> column(int c) const { return {sums[c], sums[kLaneColumns + c]}; }
 };
 
 __device__ __forceinline__ Moments<float> shuffled(const Moments<float>& own, int other) {

@@ -117,7 +117,7 @@ __device__ __forceinline__ void run_weights(const BottleneckChoice<float>& choic
 
 // Grid: (tiles x parts, expand and project, architectures).
 template <class Precision>
-__global__ void __launch_bounds__(kProductThreads, 2)
+__global__ void __launch_bounds__(kProductThreads, kProductResident<Precision>)
     bottleneck_weight_gradients(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
   const BottleneckChoice<float> choice(launch, blockIdx.z);

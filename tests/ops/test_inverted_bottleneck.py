@@ -30,6 +30,12 @@ from cwkernels.testing.cases.inverted_bottleneck import (
     run,
     stock,
 )
+from cwkernels.testing.emulated import (
+    EmulatedDevice,
+    emulated,
+    emulated_launches,
+    why_not_emulated,
+)
 
 OPERATION = "inverted_bottleneck"
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -46,6 +52,11 @@ LAYERS = {
     "large_eps": Layer(eps=0.5),
     "recompute": Layer(recompute=True),
     "recompute_strided": Layer(5, 6, stride=2, recompute=True),
+    # On CUDA by matrix units: parts of tiles, both strides, several images in a tile.
+    "multiples_of_16": Layer(16, 16, images=2, height=9, width=11),
+    "multiples_of_16_strided": Layer(32, 16, stride=2, images=3, height=8, width=7),
+    "multiples_of_16_evaluation": Layer(16, 32, images=5, height=4, width=4, training=False),
+    "multiples_of_16_recompute": Layer(16, 16, images=2, height=5, width=18, recompute=True),
 }
 CODES = {"identity": IDENTITY, "k3_e3": K3_E3, "k5_e6": K5_E6}
 # Rows repeat, the first and the last are among them, one is not.
@@ -70,13 +81,28 @@ def test_one_architecture(layer: Layer, code: int, device: torch.device) -> None
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("selection", [FIVE, FIVE[:2], FIVE[2:3]], ids=["5", "2", "1"])
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-def test_several_architectures(layer: Layer, selection: Tensor, shared: bool) -> None:
+def test_several_architectures(
+    layer: Layer, selection: Tensor, shared: bool, device: torch.device
+) -> None:
     architectures = len(selection)
     inputs = layer.inputs(architectures=None if shared else architectures)
     gradient = cotangents(layer, selection)
     results = evaluate(run(layer, selection), inputs, gradient)
     expected = expect(stock(layer, selection), inputs, gradient)
     assert_as_close(results, expected, terms=terms(layer, architectures))
+
+
+@pytest.mark.parametrize(
+    "layer", [LAYERS["residual"], LAYERS["recompute_strided"]], ids=["s1", "s2"]
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_float64(layer: Layer, training: bool, device: torch.device) -> None:
+    layer = replace(layer, training=training)
+    inputs = cast(layer.inputs(), torch.float64)
+    gradient = cast(cotangents(layer, FIVE), torch.float64)
+    expected = evaluate(stock(layer, FIVE), inputs, gradient)
+    results = evaluate(run(layer, FIVE), inputs, gradient)
+    assert_as_close(results, Expected(expected, expected), terms={"": 5 * 6 * 25 * 3 * 6 * 7})
 
 
 @pytest.mark.parametrize("layer", [Layer(16, 32, stride=2), Layer(32, 32)], ids=["s2", "s1"])
@@ -115,6 +141,53 @@ def test_small_integers_are_exact(stride: int, device: torch.device) -> None:
             assert rows == expected.flatten(1).any(1).nonzero()[:, 0].tolist(), name
             expected = expected[rows]
         assert_bitwise(name, result, expected.float())
+
+
+LAUNCHES = {
+    # Expand, depthwise, project; in training the output is finished by a launch of its own.
+    # Backward: sums, project, depthwise, input, weights, sums of all gradients.
+    "training": (Layer(16, 32, stride=2), K5_E6, 4, 6),
+    "recompute": (Layer(16, 16, recompute=True), K3_E3, 4, 8),
+    "evaluation": (Layer(16, 16, training=False), K3_E3, 3, 6),
+    "every_shape": (Layer(5, 6, stride=2), K3_E3, 4, 6),
+    "projection": (Layer(16, 32, stride=2), IDENTITY, 2, 4),
+    "identity": (Layer(16, 16), IDENTITY, 1, 1),
+}
+
+
+@pytest.mark.parametrize(("layer", "code", "forward", "backward"), LAUNCHES.values(), ids=LAUNCHES)
+def test_emulated_launches(layer: Layer, code: int, forward: int, backward: int) -> None:
+    reason = why_not_emulated(OPERATION)
+    if reason is not None:
+        pytest.skip(reason)
+    # What did not run is not launched, and neither is anything that only merges.
+    selection = torch.tensor([[code, 2], [code, 0]])
+    inputs = {name: tensor.requires_grad_() for name, tensor in layer.inputs().items()}
+    with emulated():
+        output = run(layer, selection)(inputs)["output"]
+        assert emulated_launches() == forward
+        output.backward(cotangents(layer, selection)["output"])
+        assert emulated_launches() == forward + backward
+
+
+@pytest.mark.parametrize(
+    "layer", [Layer(5, 6, stride=2), Layer(16, 16, images=6)], ids=["s2", "s1"]
+)
+def test_emulated_results_do_not_depend_on_the_schedule(layer: Layer) -> None:
+    reason = why_not_emulated(OPERATION)
+    if reason is not None:
+        pytest.skip(reason)
+    inputs, gradient = layer.inputs(), cotangents(layer, FIVE)
+    results = []
+    for seed in (0, 1, 2):
+        with emulated(EmulatedDevice(processors=40, seed=seed)):
+            results.append(evaluate(run(layer, FIVE), inputs, gradient))
+    for other in results[1:]:
+        for name, expected in results[0].items():
+            result = other[name]
+            assert result is not None
+            assert expected is not None
+            assert_bitwise(name, result.to_dense(), expected.to_dense(), nonzero=0.01)
 
 
 WITHOUT_GRADIENTS = {
@@ -198,6 +271,15 @@ def test_an_architecture_does_not_depend_on_the_others(
                 assert statistics is not None
                 assert result is not None
                 assert_bitwise(f"statistics of bank {bank}", statistics, result)
+
+
+def test_groups_of_architectures(device: torch.device) -> None:
+    # More than one launch takes; rows repeat within a group and between groups.
+    layer, selection = Layer(5, 6, stride=2, images=2, height=4, width=3), FIVE.repeat(8, 1)
+    inputs, gradient = layer.inputs(), cotangents(layer, selection)
+    results = evaluate(run(layer, selection), inputs, gradient)
+    expected = expect(stock(layer, selection), inputs, gradient)
+    assert_as_close(results, expected, terms=terms(layer, len(selection)))
 
 
 @pytest.mark.parametrize("dense_grad", [True, False])

@@ -1,0 +1,124 @@
+"""Planted bugs of inverted_bottleneck's kernels."""
+
+from mutant import Mutant
+
+_CHOICE = "csrc/parts/bottleneck.cuh"
+_PLAN = "csrc/parts/bottleneck_plan.cuh"
+_PRODUCT = "csrc/parts/bottleneck_product.cuh"
+_POINTWISE = "csrc/parts/bottleneck_pointwise.cuh"
+_DEPTHWISE = "csrc/parts/bottleneck_depthwise.cuh"
+_WEIGHTS = "csrc/parts/bottleneck_weights.cuh"
+_GENERAL = "csrc/parts/bottleneck_general_backward.cuh"
+_TEST = "tests/ops/test_inverted_bottleneck.py"
+_MATRIX = (_TEST, "-k", "emulated and one_architecture and multiples_of_16")
+_SEVERAL = (_TEST, "-k", "emulated and several_architectures and multiples_of_16-")
+_IN_ORDER = (_TEST, "-k", "emulated and summed_in_order")
+
+MUTANTS = (
+    Mutant(
+        "a set's stride one short",
+        _CHOICE,
+        "(p.weights[bank(place)]) + row * weight_size(place);",
+        "(p.weights[bank(place)]) + row * (weight_size(place) - (MUTANT ? 1 : 0));",
+        _MATRIX,
+    ),
+    Mutant(
+        "statistics of another run of channels",
+        _CHOICE,
+        "sum(channel / run, channel % run)",
+        "sum(MUTANT ? 0 : channel / run, channel % run)",
+        _MATRIX,
+    ),
+    Mutant(
+        "a row that an earlier group read begins anew",
+        _PLAN,
+        "own.again |= p.selection",
+        "own.again |= !MUTANT && p.selection",
+        (_TEST, "-k", "emulated and groups_of_architectures"),
+    ),
+    Mutant(
+        "a gradient that passes where nothing was positive",
+        _POINTWISE,
+        "if (norm(own[k]) > 0) through",
+        "if (MUTANT || norm(own[k]) > 0) through",
+        _MATRIX,
+    ),
+    Mutant(
+        "the residual's gradient left out",
+        _POINTWISE,
+        "const bool through = choice.residual() ||",
+        "const bool through = (choice.residual() && !MUTANT) ||",
+        _MATRIX,
+    ),
+    Mutant(
+        "shared images get the last architecture's gradient",
+        _POINTWISE,
+        "const bool add = choice.index > 0 &&",
+        "const bool add = !MUTANT && choice.index > 0 &&",
+        _SEVERAL,
+    ),
+    Mutant(
+        "a variance without what lies between tiles",
+        _PRODUCT,
+        "squares + apart * apart * count * share;",
+        "squares + (MUTANT ? 0 : apart * apart * count * share);",
+        (_TEST, "-k", "emulated and one_architecture and multiples_of_16-"),
+    ),
+    Mutant(
+        "a chunk multiplied before it is there",
+        _PRODUCT,
+        "    sync_block();\n    multiply_chunk<",
+        "    if (!MUTANT) sync_block();\n    multiply_chunk<",
+        _MATRIX,
+    ),
+    Mutant(
+        "a column of a fragment swapped with the next",
+        _PRODUCT,
+        "+ lane() % 4 * 2 + c % 2;\n    if (lane() < 4)",
+        "+ lane() % 4 * 2 + (MUTANT ? 1 - c % 2 : c % 2);\n    if (lane() < 4)",
+        _MATRIX,
+    ),
+    Mutant(
+        "off by one at the left halo",
+        _DEPTHWISE,
+        "at.x * kStride - kSize / 2,",
+        "at.x * kStride - kSize / 2 + (MUTANT ? 1 : 0),",
+        _MATRIX,
+    ),
+    Mutant(
+        "a tap's gradient by the wrong row of the window",
+        _DEPTHWISE,
+        "tap_sums[kRow * kSize + s] += value",
+        "tap_sums[(MUTANT ? kSize - 1 - kRow : kRow) * kSize + s] += value",
+        _MATRIX,
+    ),
+    Mutant(
+        "a tile loaded over one that is still read",
+        _DEPTHWISE,
+        "  each_depthwise_tile(choice, 1, t, [&](const DepthwisePlace& at) {\n    sync_block();",
+        "  each_depthwise_tile(choice, 1, t, [&](const DepthwisePlace& at) {\n"
+        "    if (!MUTANT) sync_block();",
+        (_TEST, "-k", "emulated and multiples_of_16"),
+    ),
+    Mutant(
+        "the last pixel of a range left out of the weights' gradient",
+        _WEIGHTS,
+        "return pixel + row < end &&",
+        "return pixel + row < end - (MUTANT ? 1 : 0) &&",
+        (_TEST, "-k", "emulated and one_architecture and multiples_of_16_evaluation"),
+    ),
+    Mutant(
+        "repeated rows by code only",
+        _GENERAL,
+        "launch.picks[of].row == launch.picks[earlier].row;",
+        "(MUTANT || launch.picks[of].row == launch.picks[earlier].row);",
+        _IN_ORDER,
+    ),
+    Mutant(
+        "the first of one row counted again for each",
+        _GENERAL,
+        "sum = add ? sum + total(a) : total(a);",
+        "sum = add ? sum + total(MUTANT ? first : a) : total(a);",
+        _IN_ORDER,
+    ),
+)
