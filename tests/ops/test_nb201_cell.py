@@ -21,6 +21,7 @@ from cwkernels.testing import (
     evaluate,
     expect,
     on_device,
+    processor,
     small_integers,
 )
 from cwkernels.testing.cases.nb201_cell import (
@@ -122,6 +123,8 @@ def test_both_precisions(cell: Cell, shared: bool, device: torch.device) -> None
             nonzero=NONZERO,
             precision=precision,
             convolutions=CELL_CONVOLUTIONS,
+            # Of both inner nodes. Winograd's errors are so small that few are near enough to zero.
+            flips=2 if processor() == "gpu" else 0,
         )
     high, highest = (results[precision]["output"] for precision in get_args(Precision))
     assert high is not None
