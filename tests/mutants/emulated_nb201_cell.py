@@ -2,10 +2,15 @@
 
 from mutant import Mutant
 
+_CELL = "csrc/parts/cell.cuh"
 _TILE = "csrc/parts/cell_tile.cuh"
 _FORWARD = "csrc/ops/nb201_cell.cuh"
+_BACKWARD = "csrc/ops/nb201_cell_backward.cuh"
+_WEIGHTS = "csrc/parts/cell_weight.cuh"
+_GENERAL = "csrc/ops/nb201_cell_general.cuh"
 _TEST = "tests/ops/test_nb201_cell.py"
 _EVERY = (_TEST, "-k", "emulated and every_kind and training")
+_SCHEDULES = ("tests/ops/test_nb201_cell_launches.py", "-k", "any_schedule")
 
 MUTANTS = (
     Mutant(
@@ -28,5 +33,68 @@ MUTANTS = (
         "if (!p.resident) {\n      sync_block();",
         "if (!p.resident) {\n      if (!MUTANT) sync_block();",
         (_TEST, "-k", "emulated and every_kind and two_vectors"),
+    ),
+    Mutant(
+        "statistics of the first convolution for all that leave a node",
+        _CELL,
+        ".sum(slot, leaving_place(e) * l.p.channels + c);",
+        ".sum(slot, (MUTANT ? 0 : leaving_place(e)) * l.p.channels + c);",
+        _EVERY,
+    ),
+    Mutant(
+        "each architecture reads the weights of row 0",
+        _CELL,
+        "edge(e).row * weight_size(e);",
+        "(MUTANT ? 0 : edge(e).row) * weight_size(e);",
+        _EVERY,
+    ),
+    Mutant(
+        "in evaluation an edge overwrites what others gave to its node",
+        _FORWARD,
+        "const bool begins = cell_begins(cell.own, e), normed",
+        "const bool begins = MUTANT || cell_begins(cell.own, e), normed",
+        (_TEST, "-k", "emulated and keeps_nothing"),
+    ),
+    Mutant(
+        "gradients pass a ReLU that was not positive",
+        _BACKWARD,
+        "pair[0] = value[0] <= 0 ? 0.0f : pair[0];",
+        "pair[0] = value[0] <= 0 && !MUTANT ? 0.0f : pair[0];",
+        _EVERY,
+    ),
+    Mutant(
+        "the gradients of a row that several architectures read: the first one's alone",
+        _WEIGHTS,
+        "if (l.jobs[j].leader != job.leader) continue;",
+        "if (l.jobs[j].leader != job.leader || (MUTANT && j != job.leader)) continue;",
+        (_TEST, "-k", "emulated and summed_in_order"),
+    ),
+    Mutant(
+        "gradients of weights summed before the other groups have arrived",
+        _WEIGHTS,
+        "if (!arrives_last(whole, groups, last)) return;",
+        "if (!arrives_last(whole, groups, last) && !MUTANT) return;",
+        _SCHEDULES,
+    ),
+    Mutant(
+        "images that architectures share get the gradient of the last one",
+        _BACKWARD,
+        "const bool add = p.l.p.shared && cell.a > 0;",
+        "const bool add = p.l.p.shared && cell.a > 0 && !MUTANT;",
+        _EVERY,
+    ),
+    Mutant(
+        "the average pool divides by nine at the border",
+        _CELL,
+        "if (l.p.count_include_pad) return 9;",
+        "if (l.p.count_include_pad || MUTANT) return 9;",
+        _EVERY,
+    ),
+    Mutant(
+        "the general kernel's convolution without its last channel",
+        _GENERAL,
+        "for (int64_t c = 0; c < channels; ++c) {\n      const T own",
+        "for (int64_t c = 0; c < channels - MUTANT; ++c) {\n      const T own",
+        _EVERY,
     ),
 )

@@ -25,6 +25,7 @@ from cwkernels.testing import (
     small_integers,
 )
 from cwkernels.testing.cases.nb201_cell import (
+    CHANNELS,
     HAND_PICKED,
     Cell,
     active,
@@ -101,6 +102,19 @@ def test_every_kind_of_architecture_at_once(cell: Cell, device: torch.device) ->
     with ops.float32_conv_precision("highest"):
         results = evaluate(on_device(run(cell, selection), device), inputs, gradient)
     expected = expect(stock(cell, selection), inputs, gradient)
+    assert_as_close(results, expected, terms=terms(cell, len(selection)), nonzero=NONZERO)
+
+
+@pytest.mark.parametrize("projection", [True, False])
+@pytest.mark.parametrize("channels", [CHANNELS, 16, 32])
+def test_evaluation_that_keeps_nothing(
+    channels: int, projection: bool, device: torch.device
+) -> None:
+    cell = Cell(training=False, channels=channels, images=2, projection=projection)
+    selection, inputs = select(list(HAND_PICKED.values()), seed=4), cell.inputs()
+    with torch.no_grad(), ops.float32_conv_precision("highest"):
+        results = evaluate(on_device(run(cell, selection), device), inputs, {})
+    expected = expect(stock(cell, selection), inputs, {})
     assert_as_close(results, expected, terms=terms(cell, len(selection)), nonzero=NONZERO)
 
 
