@@ -15,11 +15,11 @@ __global__ void __launch_bounds__(kBatchThreads) batch_kernel(BatchParams p) {
   wait_for_previous();
   allow_next();
   const int64_t n = blockIdx.x;
-  const int64_t index = load_constant(p.indices + n);
+  const int64_t index = load_global(p.indices + n);
   const bool exists = index >= 0 && index < p.stored;
   const bool flip = p.flips && p.flips[n];
-  const int64_t down = p.shifts ? load_constant(p.shifts + 2 * n) : 0;
-  const int64_t right = p.shifts ? load_constant(p.shifts + 2 * n + 1) : 0;
+  const int64_t down = p.shifts ? load_global(p.shifts + 2 * n) : 0;
+  const int64_t right = p.shifts ? load_global(p.shifts + 2 * n + 1) : 0;
   const int64_t pixels = p.height * p.width, size = pixels * p.channels;
   const uint8_t* image = p.images + (exists ? index : 0) * size;
   for (int64_t first = threadIdx.x * kLanes; first < size; first += kBatchThreads * kLanes) {
@@ -35,9 +35,9 @@ __global__ void __launch_bounds__(kBatchThreads) batch_kernel(BatchParams p) {
       if (inside && exists) {
         const int64_t column = x - right;
         const int64_t from = flip ? p.width - 1 - column : column;
-        value = load_constant(image + c * pixels + (y - down) * p.width + from);
+        value = load_global(image + c * pixels + (y - down) * p.width + from);
       }
-      value = (value - load_constant(p.mean + c)) / load_constant(p.deviation + c);
+      value = (value - load_global(p.mean + c)) / load_global(p.deviation + c);
       values[k] = exists ? value : bits_to_float(0x7fc00000u);
       if (++c == p.channels) {
         c = 0;

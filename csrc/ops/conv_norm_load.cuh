@@ -100,8 +100,11 @@ struct LoadPooled : InputChannels {
   }
 };
 
-// Four channels of a dense tensor as they are.
+// Four channels of a dense tensor as they are. The epilogues behind it need registers for raw
+// values and sums, which leaves room for two loads.
 struct LoadDense {
+  static constexpr int kBatch = 2;
+
   const float* from;
   int64_t height, width, channels;
 

@@ -62,7 +62,7 @@ __device__ __forceinline__ void convolve_tile(typename Split::Sums& sums, const 
 // 2,048 tiles, 8 by each of 264 blocks.
 template <class Precision, class Split, class Load>
 __global__ void __launch_bounds__(Split::kThreads, Split::kResident)
-    conv_norm_tile(ConvNormTile t) {
+    conv_norm_tile(const __grid_constant__ ConvNormTile t) {
   wait_for_previous();
   allow_next();
   const ConvNormPlace<Split> at(t);
@@ -190,10 +190,11 @@ __device__ __forceinline__ auto store_gradient(const ConvNormTile& t, const Conv
 }
 
 // The gradient of the input up to its normalisation, with the two sums of the batch norm's backward
-// pass; persistent blocks as above.
+// pass; persistent blocks as above. The parameters, whose parts are indexed, stay where they are
+// and are not copied to the stack of each thread.
 template <class Precision, class Split, bool kPooled>
-__global__ void __launch_bounds__(Split::kThreads, Split::kResident)
-    conv_norm_masked_tile(ConvNormTile t) {
+__global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kProducts))
+    conv_norm_masked_tile(const __grid_constant__ ConvNormTile t) {
   wait_for_previous();
   allow_next();
   const ConvNormPlace<Split> at(t);

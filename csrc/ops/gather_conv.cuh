@@ -57,7 +57,7 @@ struct StorePair {
 // 1,152 mma of 1,024 products, 128 x 64 x 144: 49 flop for each byte that comes from L2.
 template <class Precision, class Split, bool kTransposed>
 __global__ void __launch_bounds__(Split::kThreads, Split::kResident)
-    gather_conv_tile(GatherTileParams p) {
+    gather_conv_tile(const __grid_constant__ GatherTileParams p) {
   wait_for_previous();
   allow_next();
   const int chunks = p.outputs / Split::kOutputs;

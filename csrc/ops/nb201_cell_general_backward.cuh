@@ -14,7 +14,7 @@ struct CellSums {
   __device__ CellSums(const CellOf<T>& cell, int node, int64_t k) {
     for (int j = 0; j < kCellFan; ++j) own[j] = Sums<T>::nothing(), mean[j] = T(0);
     for (int e = 0; k < cell.l.p.channels && e < kCellEdges; ++e) {
-      if (takes(cell, node, e)) mean[entering_place(e)] = load_constant(cell.channels(e).mean + k);
+      if (takes(cell, node, e)) mean[entering_place(e)] = load_global(cell.channels(e).mean + k);
     }
   }
   __device__ static bool takes(const CellOf<T>& cell, int node, int e) {

@@ -133,7 +133,7 @@ __device__ __forceinline__ void load_taps(const BottleneckChoice<float>& choice,
                                           float (&taps)[kSize * kSize]) {
   const float* from = choice.weight(1) + channel * kSize * kSize;
 #pragma unroll
-  for (int i = 0; i < kSize * kSize; ++i) taps[i] = load_constant(from + i);
+  for (int i = 0; i < kSize * kSize; ++i) taps[i] = load_global(from + i);
 }
 
 // --- Forward -------------------------------------------------------------------------------------

@@ -44,21 +44,21 @@ struct Channels {
 
   // Square root and division as IEEE rounds them: rsqrtf is wrong in the last two bits.
   __device__ __forceinline__ T rstd(int64_t c) const {
-    return T(1) / std::sqrt(load_constant(variance + c) + eps);
+    return T(1) / std::sqrt(load_global(variance + c) + eps);
   }
   __device__ __forceinline__ T scale_of(int64_t c) const {
-    return gamma ? load_constant(gamma + c) : T(1);
+    return gamma ? load_global(gamma + c) : T(1);
   }
   __device__ __forceinline__ Norm<T> norm(int64_t c) const {
-    return {load_constant(mean + c), scale_of(c) * rstd(c), beta ? load_constant(beta + c) : T(0)};
+    return {load_global(mean + c), scale_of(c) * rstd(c), beta ? load_global(beta + c) : T(0)};
   }
   // From the sums over `count` values of the gradient and of the gradient times (raw - mean). In
   // training the gradient goes through mean and variance too; in evaluation they are constants.
   __device__ __forceinline__ NormBackward<T> backward(int64_t c, const Sums<T>& sums, T count,
                                                       bool training) const {
     const T own = rstd(c), scale = scale_of(c) * own;
-    if (!training) return {load_constant(mean + c), scale, T(0), T(0)};
-    return {load_constant(mean + c), scale, -scale * own * own * (sums.second / count),
+    if (!training) return {load_global(mean + c), scale, T(0), T(0)};
+    return {load_global(mean + c), scale, -scale * own * own * (sums.second / count),
             -scale * (sums.first / count)};
   }
   // The gradients of gamma and beta from the same sums.

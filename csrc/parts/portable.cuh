@@ -31,10 +31,11 @@ template <class T>
 __device__ __forceinline__ T load_shared_by_blocks(const T* source) {
   return __ldcg(source);
 }
-// Reads what no one writes during this launch.
+// Reads what no one writes once wait_for_previous has returned. Not past the coherent caches
+// (ld.global.nc): this launch begins while the one before may still be writing.
 template <class T>
-__device__ __forceinline__ T load_constant(const T* source) {
-  return __ldg(source);
+__device__ __forceinline__ T load_global(const T* source) {
+  return *source;
 }
 
 // With programmatic dependent launch a kernel's blocks start while the kernel before still runs.

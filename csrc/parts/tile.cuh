@@ -117,6 +117,8 @@ struct TileSplit {
   static constexpr int kThreads = kWarpsM * kWarpsN * kWarp;
   // Blocks on a processor that the registers are to allow.
   static constexpr int kResident = kM * kN > 4 ? 1 : 2;
+  // With an epilogue that keeps sums, split operands leave room for one.
+  static constexpr int resident(int products) { return kM * kN * products > 4 ? 1 : 2; }
   using Sums = Accumulators<kM, kN>;
 
   // Of this warp: the first pixel and the first output.

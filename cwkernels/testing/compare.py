@@ -12,6 +12,7 @@ from cwkernels.testing.functions import Expected, Results
 from cwkernels.testing.tolerances import (
     ALLOWANCES,
     CONVOLUTION_ERRORS,
+    FLIPPED_SHARE,
     LEAST_NONZERO,
     TOLERANCES,
 )
@@ -33,6 +34,7 @@ def assert_close_to_reference(
     nonzero: float = LEAST_NONZERO,
     precision: Precision = "highest",
     convolutions: int = 1,
+    flips: int = 0,
 ) -> None:
     """Raises AssertionError unless `result` is as close to `reference` as the table asks.
 
@@ -45,6 +47,7 @@ def assert_close_to_reference(
         nonzero: the share of the reference that must not be zero.
         precision: with which float32 was convolved.
         convolutions: how many of them follow each other, whose errors add up.
+        flips: of a gradient, how many ReLUs of what they gave it goes through.
     """
     assert reference.dtype == torch.float64, f"{name}: the reference is {reference.dtype}"
     _assert_comparable(name, result, reference, nonzero)
@@ -54,7 +57,8 @@ def assert_close_to_reference(
     floor = tolerance.floor * torch.finfo(result.dtype).eps * terms**0.5
     bound = max(tolerance.stock * stock_error, floor)
     if result.dtype == torch.float32:
-        bound = max(bound, convolutions * CONVOLUTION_ERRORS[processor(), precision])
+        own = CONVOLUTION_ERRORS[processor(), precision]
+        bound = max(bound, convolutions * own, (flips * FLIPPED_SHARE * own) ** 0.5)
     assert error <= bound, (
         f"{name}: relative error {error:.2e}, bound {bound:.2e} "
         f"(stock's error {stock_error:.2e}, floor for {terms} terms {floor:.2e})"
@@ -125,6 +129,7 @@ def assert_as_close(
     nonzero: Mapping[str, float] | None = None,
     precision: Precision = "highest",
     convolutions: int = 1,
+    flips: int = 0,
 ) -> None:
     """Raises AssertionError unless `results` are as close to the reference as stock torch's.
 
@@ -138,6 +143,7 @@ def assert_as_close(
         nonzero: by name, the share of the reference that must not be zero.
         precision: with which float32 was convolved.
         convolutions: how many of them follow each other, whose errors add up.
+        flips: how many ReLUs of what they gave the gradients go through.
     """
     for name, reference in expected.reference.items():
         compared = _comparable(name, results[name], reference, expected.stock[name])
@@ -151,6 +157,7 @@ def assert_as_close(
                 nonzero=least,
                 precision=precision,
                 convolutions=convolutions,
+                flips=flips if name.startswith("gradient") else 0,
             )
 
 

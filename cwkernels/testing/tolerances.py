@@ -37,6 +37,13 @@ CONVOLUTION_ERRORS: Mapping[tuple[Processor, Precision], float] = {
 }
 """The relative error of a tensor that a float32 convolution may have beyond `TOLERANCES`."""
 
+FLIPPED_SHARE = 0.8
+"""Of normal numbers, the share that changes sign by a relative error, for each unit of that error.
+
+A ReLU passes a gradient where it should not, or the reverse, where what it rectified was nearer to
+zero than its error: of 1e-3, 8e-4 of all elements, an error of the gradient's norm of 2.8e-2.
+"""
+
 CELL_CONVOLUTIONS = 6
 """A cell's longest path has three convolutions; a gradient goes through them forward and back."""
 

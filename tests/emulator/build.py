@@ -51,7 +51,7 @@ def build(sanitizers: str, *targets: str) -> str | None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """With "all", the sanitized kernels too. Without the sanitizers' runtimes, only what is plain."""
+    """With "all", the sanitized kernels too. Without their runtimes, only what is plain."""
     failure = build("", "_emulated", "plants", "fragments")
     if failure is not None:
         raise SystemExit(failure)

@@ -54,7 +54,7 @@ inline T load_shared_by_blocks(const T* source) {
   return *source;
 }
 template <class T>
-inline T load_constant(const T* source) {
+inline T load_global(const T* source) {
   return *source;
 }
 

@@ -9,7 +9,7 @@
 namespace cwkernels::emulator {
 namespace {
 
-constexpr int kInvalidValue = 1, kInvalidConfiguration = 9, kLaunchFailure = 719;
+constexpr int kInvalidValue = 1, kInvalidConfiguration = 9, kLaunchFailure = 719;  // cudaError_t
 // Of CUDA threads that live at a time.
 constexpr int kMostThreads = CWK_TSAN ? 1024 : 4096;
 // A fiber that is used again is in order with its last thread, as ThreadSanitizer sees it, and a
@@ -182,13 +182,12 @@ struct Limits {
 };
 
 Limits limits() {
-  constexpr size_t kilo = 1024;
   switch (device.capability) {
-    case 80: return {163 * kilo, 164 * kilo, 2048};
+    case 80: return {163 << 10, 164 << 10, 2048};
     case 86:
     case 89:
-    case 120: return {99 * kilo, 100 * kilo, 1536};
-    default: return {227 * kilo, 228 * kilo, 2048};
+    case 120: return {99 << 10, 100 << 10, 1536};
+    default: return {227 << 10, 228 << 10, 2048};
   }
 }
 
@@ -234,9 +233,8 @@ int enqueue(const Call& call, Site site) {
   if (const int code = check(call, text(*launch))) return code;
   ++launched;
   launch->blocks = call.grid[0] * call.grid[1] * call.grid[2];
-  const Limits most = limits();
-  const auto by_shared = static_cast<int64_t>(most.processor_shared / (call.shared + 1024));
-  const int64_t by_threads = most.processor_threads / call.threads;
+  const auto by_shared = static_cast<int64_t>(limits().processor_shared / (call.shared + 1024));
+  const int64_t by_threads = limits().processor_threads / call.threads;
   const int64_t a_processor = std::max<int64_t>(1, std::min({by_shared, by_threads, int64_t{32}}));
   launch->resident = std::max<int64_t>(
       1, std::min<int64_t>(device.processors * a_processor, kMostThreads / call.threads));

@@ -50,7 +50,7 @@ std::string take_error();
 
 // --- Called by kernels ---------------------------------------------------------------------------
 
-// What lanes of a warp do together: all of a mask arrive before one goes on.
+// What lanes of a warp do together.
 enum class Act { sync_warp, shuffle, votes, mma_tf32, mma_bf16, ldmatrix, ldmatrix_transposed };
 
 struct Exchange {  // shuffle; -1: of no lane

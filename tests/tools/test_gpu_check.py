@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from cwkernels.testing.emulated import LIBRARY
 from tools.gpu_check import __main__ as gpu_check
 from tools.gpu_check import environment, kit, plan, stand_in, verdicts
 from tools.gpu_check.plan import Setting
@@ -293,6 +295,31 @@ def test_what_is_missing(
     missing = environment.what_is_missing(found)
     assert message in missing
     assert bool(missing) == bool(message)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_machine_without_a_gpu_says_so() -> None:
+    found = environment.describe("cuda")
+    assert environment.what_is_missing(found).endswith("finds no usable GPU")
+    assert found["tests"] == {}
+    assert found["without kernels"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LIBRARY.exists(), reason=f"there is no {LIBRARY}: `make emulated`")
+def test_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tools.gpu_check", "--out", str(tmp_path), "--dry-run"]
+    command += ["--only", "fragments", "--kit", str(tmp_path / "no kit")]
+    for _ in range(2):
+        result = subprocess.run(
+            command, cwd=gpu_check.ROOT, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stdout
+        assert "2 stages passed, 0 FAILED, 0 left" in result.stdout
+    assert "fragments  " not in result.stdout  # it had passed before
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["environment"]["device"] == "emulated"
+    assert set(report["stages"]) == {"environment", "fragments"}
 
 
 def test_a_library_that_does_not_run_on_the_gpu_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ _COUNT = re.compile(r"^(tests/\S+\.py): (\d+)$", re.MULTILINE)
 def describe(device: str) -> dict[str, Any]:
     """Machine, build, operations without a kernel, and for each file how many tests it has."""
     info = cw.build_info()
-    on = torch.device("cuda" if device == "cuda" else "cpu")
+    on = torch.device("cuda" if device == "cuda" and torch.cuda.is_available() else "cpu")
     files = {
         path.relative_to(ROOT).as_posix(): operation
         for path in sorted(ROOT.glob("tests/*/test_*.py"))
