@@ -66,7 +66,7 @@ struct ProductShared {
            shared_bytes<float>(static_cast<size_t>(4 * depth));
   }
 };
-// 73 KB at the most channels, 49 KB at none: room for two blocks on a processor but for 86, 89 and
+// 72 KB at the most channels, 48 KB at none: room for two blocks on a processor but for 86, 89 and
 // 120. The 226 to 254 registers of 3 x TF32 leave one.
 static_assert(ProductShared::bytes(1536) == 18432 + 9216 + 17408 + 3072 + 768 + 128 + 24576);
 static_assert(ProductShared::bytes(1536) <= 99 * 1024);
