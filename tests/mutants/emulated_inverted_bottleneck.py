@@ -58,6 +58,13 @@ MUTANTS = (
         _SEVERAL,
     ),
     Mutant(
+        "a variance without what lies between tiles",
+        _PRODUCT,
+        "squares + apart * apart * count * share;",
+        "squares + (MUTANT ? 0 : apart * apart * count * share);",
+        (_TEST, "-k", "emulated and one_architecture and multiples_of_16-"),
+    ),
+    Mutant(
         "a chunk multiplied before it is there",
         _PRODUCT,
         "    sync_block();\n    multiply_chunk<",

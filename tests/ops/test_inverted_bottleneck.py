@@ -53,7 +53,7 @@ LAYERS = {
     "recompute": Layer(recompute=True),
     "recompute_strided": Layer(5, 6, stride=2, recompute=True),
     # On CUDA by matrix units: parts of tiles, both strides, several images in a tile.
-    "multiples_of_16": Layer(16, 16, images=2, height=9, width=11),
+    "multiples_of_16": Layer(16, 16, images=2, height=15, width=17),
     "multiples_of_16_strided": Layer(32, 16, stride=2, images=3, height=8, width=7),
     "multiples_of_16_evaluation": Layer(16, 32, images=5, height=4, width=4, training=False),
     "multiples_of_16_recompute": Layer(16, 16, images=2, height=5, width=18, recompute=True),
