@@ -8,7 +8,8 @@ namespace cwkernels {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-// A chunk holds several blocks, so that idle ones come together; what is not touched takes no memory.
+// A chunk holds several blocks, so that idle ones come together; what is not touched takes no
+// memory.
 constexpr size_t kLeastChunk = size_t{32} << 20;
 
 // Tensors of a power of two, end to end, would meet in the same sets of L1.

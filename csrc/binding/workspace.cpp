@@ -100,8 +100,8 @@ Tensor pooled_tensor(const Tensor& like, const std::vector<int64_t>& sizes, int6
   AtenTensorHandle result = nullptr;
   const AOTITorchError error =
       from_blob()(data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0, dtype,
-                  aoti_torch_device_type_cpu(), -1, &result, aoti_torch_layout_strided(), nullptr, 0,
-                  give_back, nullptr);
+                  aoti_torch_device_type_cpu(), -1, &result, aoti_torch_layout_strided(), nullptr,
+                  0, give_back, nullptr);
   if (error != AOTI_TORCH_SUCCESS) arena().give(data);
   STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "cwkernels: torch_from_blob failed with error ",
                   error);

@@ -29,8 +29,9 @@ class Workspace {
 };
 
 // An uninitialised contiguous tensor of the dtype and device of `like`. On the CPU the memory of a
-// large one comes from an arena that the process keeps, and goes back there with the last reference:
-// what a step saves for its backward pass would otherwise be faulted in anew in each step.
+// large one comes from an arena that the process keeps, and goes back there with the last
+// reference: what a step saves for its backward pass would otherwise be faulted in anew in each
+// step.
 torch::stable::Tensor new_tensor(const torch::stable::Tensor& like,
                                  const std::vector<int64_t>& sizes);
 

@@ -22,7 +22,8 @@ __device__ __forceinline__ void sync_block() { __syncthreads(); }
 __device__ __forceinline__ void sync_warp(unsigned mask = kFullWarp) { __syncwarp(mask); }
 // What this thread wrote is seen by all of the device before what it writes next.
 __device__ __forceinline__ void fence_device() { __threadfence(); }
-// The number of arrivals before this one. The counter wraps to 0 after `last`, so it needs no reset.
+// The number of arrivals before this one. The counter wraps to 0 after `last`, so it needs no
+// reset.
 __device__ __forceinline__ unsigned take_ticket(unsigned* counter, unsigned last) {
   return atomicInc(counter, last);
 }

@@ -1,6 +1,7 @@
 """The pool that scratch comes from: its size, its reuse, its release, and its poison."""
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import pytest
 import torch
@@ -130,7 +131,7 @@ def test_tensors_of_random_lives_never_share_memory() -> None:
             value, output = alive.pop(place)
             assert output.eq(value).all()
     places = sorted((t.data_ptr(), t.numel() * t.element_size()) for _, t in alive)
-    for (one, size), (next_one, _) in zip(places, places[1:], strict=False):
+    for (one, size), (next_one, _) in pairwise(places):
         assert one + size <= next_one
     assert all(output.eq(value).all() for value, output in alive)
 
