@@ -5,6 +5,7 @@ BIN := $(VENV)/bin/python
 NATIVE := $(wildcard csrc/*/*.h csrc/*/*.in csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu)
 OVERHEAD ?=
 PYTEST ?=
+EMULATE ?=
 
 .PHONY: overhead test emulated emulate-quick emulate mutants sanitize kernels figures check lint \
 	build wheel abi-check installs ptxas sass gpu-kit gpu-check gpu-check-dry-run clean
@@ -92,7 +93,7 @@ emulate-quick: emulated
 	$(BIN) -m pytest -q -k "emulated or plants" $(PYTEST)
 
 emulate: emulated
-	$(BIN) tests/emulator/emulate.py
+	$(BIN) tests/emulator/emulate.py $(EMULATE)
 
 # Where nvcc is: registers and spills of the CUDA kernels against csrc/registers.json, and whether the
 # hot ones multiply by the matrix instructions that they were written for.

@@ -1,7 +1,8 @@
 """The long run of the emulated kernels: `make emulate`.
 
 The tests that take a device run on the emulator once for each line of RUNS: under sanitizers, whose
-runtimes are loaded before Python, with several seeds, and with the limits of other devices.
+runtimes are loaded before Python, with several seeds, and with the limits of other devices. That is
+an hour; arguments go to pytest, and CI runs a part (`--sample 0.05`).
 """
 
 import os
@@ -30,6 +31,8 @@ OPTIONS = {
     "TSAN_OPTIONS": "halt_on_error=1:ignore_noninstrumented_modules=1",
 }
 
+PYTEST = (sys.executable, "-m", "pytest", "-q", "-s", "--timeout=1800", "-k", "emulated")
+
 
 def preload(sanitizers: str) -> str:
     """Paths of the runtimes; that of C++ with them, or exceptions would escape the others."""
@@ -55,7 +58,7 @@ def main() -> int:
             environment |= OPTIONS | {"LD_PRELOAD": preload(sanitizers)}
         result = subprocess.run(
             # What a sanitizer says is on stderr, which pytest would keep to itself.
-            [sys.executable, "-m", "pytest", "-q", "-s", "--timeout=1800", "-k", "emulated"],
+            [*PYTEST, *sys.argv[1:]],
             cwd=build.ROOT,
             env=environment,
             check=False,
