@@ -32,11 +32,11 @@ template <class T>
 __device__ __forceinline__ T load_shared_by_blocks(const T* source) {
   return __ldcg(source);
 }
-// Reads what no one writes once wait_for_previous has returned. Not past the coherent caches
-// (ld.global.nc): this launch begins while the one before may still be writing.
+// Reads what no one writes once wait_for_previous has returned: from L2, not by ld.global.nc, whose
+// cache may hold what was there before, as this launch begins while the one before still writes.
 template <class T>
 __device__ __forceinline__ T load_global(const T* source) {
-  return *source;
+  return __ldcg(source);
 }
 
 // With programmatic dependent launch a kernel's blocks start while the kernel before still runs.
