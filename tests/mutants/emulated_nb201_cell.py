@@ -70,13 +70,6 @@ MUTANTS = (
         (_TEST, "-k", "emulated and summed_in_order"),
     ),
     Mutant(
-        "gradients of weights summed before the other groups have arrived",
-        _WEIGHTS,
-        "if (!arrives_last(whole, groups, last)) return;",
-        "if (!arrives_last(whole, groups, last) && !MUTANT) return;",
-        _SCHEDULES,
-    ),
-    Mutant(
         "images that architectures share get the gradient of the last one",
         _BACKWARD,
         "const bool add = p.l.p.shared && cell.a > 0;",
