@@ -36,3 +36,13 @@ class GpuScratch {
 };
 
 }  // namespace cwkernels
+
+// Runs CUDA kernels that have scratch, as CWK_RUN_CPU runs those of the CPU: `call` is the GpuCall,
+// `like` a tensor on its device.
+#define CWK_RUN_GPU(call, function, params, like)                                   \
+  do {                                                                              \
+    const ::cwkernels::GpuScratch scratch(function##_cuda_scratch(params), (like)); \
+    (params).workspace = scratch.data();                                            \
+    (params).tickets = scratch.tickets();                                           \
+    (call).check(function##_cuda(params, (call).stream()));                         \
+  } while (false)

@@ -179,12 +179,7 @@ std::tuple<Tensor, Tensor> conv_norm_gpu(const Tensor& input, const Tensor& weig
                                          bool relu, bool pool, int64_t stride, bool training,
                                          double eps, bool winograd) {
   const GpuCall call("conv_norm", input);
-  const auto run = [&](ConvNormParams& params) {
-    const GpuScratch scratch(conv_norm_cuda_scratch(params), input);
-    params.workspace = scratch.data();
-    params.tickets = scratch.tickets();
-    call.check(conv_norm_cuda(params, call.stream()));
-  };
+  const auto run = [&](ConvNormParams& params) { CWK_RUN_GPU(call, conv_norm, params, input); };
   return forward(run, input, weight, statistics, scale, shift, relu, pool, stride, training, eps,
                  winograd);
 }
@@ -195,10 +190,7 @@ Gradients conv_norm_backward_gpu(const Tensor& grad, const Tensor& input, const 
   const GpuCall call("conv_norm_backward", grad);
   check_same_device("conv_norm_backward", "input", input, grad);
   const auto run = [&](ConvNormParams& params) {
-    const GpuScratch scratch(conv_norm_backward_cuda_scratch(params), input);
-    params.workspace = scratch.data();
-    params.tickets = scratch.tickets();
-    call.check(conv_norm_backward_cuda(params, call.stream()));
+    CWK_RUN_GPU(call, conv_norm_backward, params, input);
   };
   return backward(run, grad, input, weight, statistics, scale, shift, relu, pool, stride, training,
                   eps, winograd, need_input);

@@ -166,10 +166,7 @@ struct OnGpu {
   explicit OnGpu(const Tensor& images) : call(kName, images) {}
 
   void run(InvertedBottleneckParams& params, const Tensor& like) const {
-    const GpuScratch scratch(inverted_bottleneck_cuda_scratch(params), like);
-    params.workspace = scratch.data();
-    params.tickets = scratch.tickets();
-    call.check(inverted_bottleneck_cuda(params, call.stream()));
+    CWK_RUN_GPU(call, inverted_bottleneck, params, like);
   }
 
   GpuCall call;

@@ -329,10 +329,7 @@ Forward nb201_cell_gpu(const Tensor& input, const Tensor& selection, const Tenso
   const GpuCall call("nb201_cell", input);
   const auto run = [&call](NB201CellParams& params, const Tensor& images) {
     check_sizes("nb201_cell", params);
-    const GpuScratch scratch(nb201_cell_cuda_scratch(params), images);
-    params.workspace = scratch.data();
-    params.tickets = scratch.tickets();
-    call.check(nb201_cell_cuda(params, call.stream()));
+    CWK_RUN_GPU(call, nb201_cell, params, images);
   };
   return forward(run, input, selection, weights, running_mean, running_var, training,
                  count_include_pad, eps, winograd, keep);
@@ -346,10 +343,7 @@ Backward nb201_cell_backward_gpu(const Tensor& grad, const Tensor& input, const 
   const GpuCall call("nb201_cell_backward", input);
   const auto run = [&call](NB201CellParams& params, const Tensor& images) {
     check_sizes("nb201_cell_backward", params);
-    const GpuScratch scratch(nb201_cell_backward_cuda_scratch(params), images);
-    params.workspace = scratch.data();
-    params.tickets = scratch.tickets();
-    call.check(nb201_cell_backward_cuda(params, call.stream()));
+    CWK_RUN_GPU(call, nb201_cell_backward, params, images);
   };
   return backward(run, grad, input, selection, weights, running_mean, running_var, statistics, kept,
                   training, count_include_pad, eps, winograd, need_weights);

@@ -210,10 +210,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_add_backward_cpu(
 #if CWK_WITH_CUDA
 auto run_gpu(const GpuCall& call) {
   return [&call](NormAddParams& params, const Tensor& input) {
-    const GpuScratch scratch(norm_add_cuda_scratch(params), input);
-    params.workspace = scratch.data();
-    params.tickets = scratch.tickets();
-    call.check(norm_add_cuda(params, call.stream()));
+    CWK_RUN_GPU(call, norm_add, params, input);
   };
 }
 
