@@ -1,8 +1,10 @@
 #include "arena.h"
 
-#include <cstdlib>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
-#include "workspace.h"
+#include <cstdlib>
 
 namespace cwkernels {
 namespace {
@@ -19,11 +21,21 @@ size_t rounded(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
 
 }  // namespace
 
+void* fresh_memory(size_t* bytes) {
+  const size_t alignment = *bytes >= kHugePage ? kHugePage : 64;
+  *bytes = rounded(*bytes, alignment);
+  void* const data = std::aligned_alloc(alignment, *bytes);
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  // Advice that is refused costs nothing.
+  if (data && alignment == kHugePage) madvise(data, *bytes, MADV_HUGEPAGE);
+#endif
+  return data;
+}
+
 Arena::Blocks::iterator Arena::add_chunk(size_t bytes) {
-  const size_t size = rounded(bytes > kLeastChunk ? bytes : kLeastChunk, kHugePage);
-  auto* data = static_cast<char*>(std::aligned_alloc(kHugePage, size));
+  size_t size = bytes > kLeastChunk ? bytes : kLeastChunk;
+  auto* data = static_cast<char*>(fresh_memory(&size));
   if (!data) return blocks_.end();
-  advise_huge_pages(data, static_cast<int64_t>(size));
   return blocks_.insert(blocks_.end(), {data, size, false, true});
 }
 

@@ -5,6 +5,11 @@
 
 namespace cwkernels {
 
+// New memory from malloc's heap, 64-byte aligned, `*bytes` rounded up to what it has; null if there
+// is none. Where Linux has huge pages at hand, a page fault of a large piece is for 2 MB and not
+// for 4 KB.
+void* fresh_memory(size_t* bytes);
+
 // Memory that is used again and again in blocks of ever other sizes: the tensors of training steps
 // on random architectures. malloc gives large blocks back to the system and takes them anew, with a
 // page fault for each page; here what was once taken stays until it is released. A block is the

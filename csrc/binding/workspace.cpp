@@ -5,10 +5,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/Exception.h>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -21,8 +17,6 @@ namespace cwkernels {
 namespace {
 
 using torch::stable::Tensor;
-
-constexpr size_t kHugePage = size_t{2} << 20;
 
 struct Piece {
   void* data;
@@ -119,16 +113,6 @@ Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes) {
   return torch::stable::new_empty(like, sizes);
 }
 
-void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  const auto begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
-  const auto end =
-      (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kHugePage * kHugePage;
-  // Advice that is refused costs nothing.
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
 Workspace::Workspace(int64_t bytes) : data_(nullptr), bytes_((bytes + 63) / 64 * 64) {
   if (bytes_ == 0) return;
   {
@@ -149,10 +133,7 @@ Workspace::Workspace(int64_t bytes) : data_(nullptr), bytes_((bytes + 63) / 64 *
       idle.erase(idle.begin() + static_cast<std::ptrdiff_t>(best));
     }
     if (!data_) {
-      const size_t alignment = bytes_ >= kHugePage ? kHugePage : 64;
-      bytes_ = (bytes_ + alignment - 1) / alignment * alignment;
-      data_ = std::aligned_alloc(alignment, bytes_);
-      advise_huge_pages(data_, static_cast<int64_t>(bytes_));
+      data_ = fresh_memory(&bytes_);
       STD_TORCH_CHECK(data_, "cwkernels: no memory for ", bytes_, " bytes of workspace");
       pool().bytes += static_cast<int64_t>(bytes_);
     }

@@ -7,11 +7,6 @@
 
 namespace cwkernels {
 
-// Asks for huge pages behind fresh memory that is about to be written: a page fault for 2 MB and
-// not for 4 KB. Linux only, and only where transparent huge pages are at hand; else nothing
-// happens.
-void advise_huge_pages(void* data, int64_t bytes);
-
 // Scratch of one call, 64-byte aligned. It comes from a pool that the process keeps, so that a step
 // does not pay page faults for it; workspace.cpp.
 class Workspace {
