@@ -85,10 +85,10 @@ def test_tests_that_fail_under_a_sanitizer_have_failed(tmp_path: Path) -> None:
 
 
 def test_a_record_of_a_stage(tmp_path: Path) -> None:
-    code = "import os; print(os.environ['WORD'], os.getcwd())"
+    code = "import os; print(os.environ['WORD'], os.getcwd(), sep='\\n')"
     record = run(Stage("a", python(code), environment={"WORD": "said"}), tmp_path, 60)
     assert record["status"] == "passed"
-    assert record["tail"].split() == ["said", str(gpu_check.ROOT)]
+    assert record["tail"].splitlines() == ["said", str(gpu_check.ROOT)]
     record = run(Stage("b", python("raise SystemExit(4)")), tmp_path, 60)
     assert (record["status"], record["wrong"]) == ("FAILED", "exit code 4: it said nothing")
 
