@@ -23,60 +23,80 @@
 // pixels, so that statistics are few partial results and do not depend on the other architectures.
 namespace cwkernels {
 
+// What a node is summed from.
+struct CellTerm {
+  enum class Kind { nothing, plain, normalised, pooled };
+  const float* from;
+  Kind kind;
+};
+
 // Four channels of a node: read where it is stored, or summed on their load and stored where that
 // is asked for, those of a tile's own pixels.
 class CellNodeFours {
  public:
-  // `norms` from cell_make_norms; null: the node is stored.
+  // `norms` from cell_make_norms; null: the node is stored. `terms` are kCellFan of shared memory,
+  // written here: there after the next barrier.
   __device__ __forceinline__ CellNodeFours(const CellOf<float>& cell, int node,
-                                           const Norm<float>* norms)
-      : cell_(cell), norms_(norms) {
+                                           const Norm<float>* norms, CellTerm* terms)
+      : cell_(cell), norms_(norms), terms_(terms) {
+    const int source = static_cast<int>(threadIdx.x);
+    if (source >= kCellFan) return;
     const bool summed = norms && is_summed(cell.own, node);
-#pragma unroll
-    for (int source = 0; source < kCellFan; ++source) {
-      Term& term = terms_[source];
-      term = {nullptr, Kind::nothing};
-      if (!summed && source == 0) term = {cell.node(node), Kind::plain};
-      if (!summed || source >= node) continue;
-      const int e = edge_between(source, node);
-      const CellChoice& edge = cell.edge(e);
-      if (convolves(edge)) {
-        term = {cell.raw(e), normalised(edge) ? Kind::normalised : Kind::plain};
-      } else if (!is(edge, CellCode::none)) {
-        term = {cell.node(source), is(edge, CellCode::skip) ? Kind::plain : Kind::pooled};
-      }
+    CellTerm& term = terms[source];
+    term = {nullptr, CellTerm::Kind::nothing};
+    if (!summed && source == 0) term = {cell.node(node), CellTerm::Kind::plain};
+    if (!summed || source >= node) return;
+    const int e = edge_between(source, node);
+    const CellChoice& edge = cell.edge(e);
+    if (convolves(edge)) {
+      term = {cell.raw(e), normalised(edge) ? CellTerm::Kind::normalised : CellTerm::Kind::plain};
+    } else if (!is(edge, CellCode::none)) {
+      term = {cell.node(source),
+              is(edge, CellCode::skip) ? CellTerm::Kind::plain : CellTerm::Kind::pooled};
     }
   }
 
-  __device__ __forceinline__ Four operator()(int64_t image, int y, int x, int channel) const {
-    const NB201CellParams& p = cell_.l.p;
-    const int64_t offset = ((image * p.height + y) * p.width + x) * p.channels + channel;
-    Four sum{};
-#pragma unroll
+  // Those of a batch, term after term. `base` is where its offsets begin.
+  __device__ __forceinline__ void operator()(int64_t base, const CellBatch& batch,
+                                             Four (&sums)[CellBatch::kCount]) const {
+    const int64_t channels = cell_.l.p.channels;
+#pragma unroll 1
     for (int source = 0; source < kCellFan; ++source) {
-      const Term& term = terms_[source];
-      if (term.kind == Kind::nothing) continue;
-      Four own;
-      if (term.kind == Kind::pooled) {
-        own = pooled(term.from + offset, y, x);
+      const CellTerm term = terms_[source];
+      if (term.kind == CellTerm::Kind::nothing) continue;
+      const float* from = term.from + base;
+      Four values[CellBatch::kCount] = {};
+      if (term.kind == CellTerm::Kind::pooled) {
+#pragma unroll
+        for (int b = 0; b < CellBatch::kCount; ++b) {
+          if (batch.live[b]) values[b] = pooled(from + batch.offsets[b], batch.y[b], batch.x[b]);
+        }
       } else {
-        own = load_lanes<4>(term.from + offset);
+        batch.load(from, values);
+      }
+      if (term.kind == CellTerm::Kind::normalised) {
+        const Norm<float>* norms = norms_ + source * channels + batch.channel;
+#pragma unroll
+        for (int b = 0; b < CellBatch::kCount; ++b) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            if (batch.live[b]) values[b][i] = norms[i](values[b][i]);
+          }
+        }
       }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (term.kind == Kind::normalised) {
-          own[i] = norms_[source * p.channels + channel + i](own[i]);
-        }
-        sum[i] += own[i];
+      for (int b = 0; b < CellBatch::kCount; ++b) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums[b][i] += values[b][i];
       }
     }
-    return sum;
   }
 
   // The average of the window around a pixel, whose own channels `from` points at.
   __device__ __forceinline__ Four pooled(const float* from, int y, int x) const {
     const NB201CellParams& p = cell_.l.p;
     Four sum{};
+#pragma unroll 1
     for (int i = -1; i <= 1; ++i) {
       for (int j = -1; j <= 1; ++j) {
         if (!cell_.inside(y + i, x + j)) continue;
@@ -92,15 +112,9 @@ class CellNodeFours {
   }
 
  private:
-  enum class Kind { nothing, plain, normalised, pooled };
-  struct Term {
-    const float* from;
-    Kind kind;
-  };
-
   const CellOf<float>& cell_;
   const Norm<float>* norms_;
-  Term terms_[kCellFan];
+  const CellTerm* terms_;
 };
 
 // Adds what a tile's results are to the moments of a warp, one a channel: sums over the warp's
@@ -153,6 +167,7 @@ __device__ __forceinline__ void cell_fan_out(const CellTileLaunch& p, const Cell
                                              float* store, float* source, float* weights,
                                              const Results& results) {
   const CellRows<Split> rows(p);
+  const int64_t base = cell_tile_base(p, tile);
 #pragma unroll 1
   for (int pass = 0; pass < 2; ++pass) {
     const bool rectified = pass == 0;
@@ -160,23 +175,25 @@ __device__ __forceinline__ void cell_fan_out(const CellTileLaunch& p, const Cell
     sync_block();
     cell_load_tile<Precision>(
         p, tile,
-        [&](int64_t image, int y, int x, int channel) {
-          Four own = value(image, y, x, channel);
-          const bool inside = y >= tile.y && y < tile.y + p.tiles.rows && x >= tile.x &&
-                              x < tile.x + p.tiles.columns;
-          if (store && inside) {
-            store_lanes(store +
-                            ((image * p.tiles.height + y) * p.tiles.width + x) * p.l.p.channels +
-                            channel,
-                        own);
-          }
+        [&](const CellBatch& batch, Four(&values)[CellBatch::kCount]) {
+          value(base, batch, values);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) own[i] = rectified ? rectify(own[i]) : own[i];
-          return own;
+          for (int b = 0; b < CellBatch::kCount; ++b) {
+            const int y = batch.y[b] - tile.y, x = batch.x[b] - tile.x;
+            const bool own = y >= 0 && y < p.tiles.rows && x >= 0 && x < p.tiles.columns;
+            if (store && batch.live[b] && own) {
+              store_lanes(store + base + batch.offsets[b], values[b]);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              values[b][i] = rectified ? rectify(values[b][i]) : values[b][i];
+            }
+          }
         },
         source);
     store = nullptr;
     sync_block();
+#pragma unroll 1
     for (int target = p.l.node + 1; target < kCellNodes; ++target) {
       if (!cell_reads(cell, target, rectified)) continue;
       const int e = edge_between(p.l.node, target);
@@ -193,9 +210,10 @@ __device__ __forceinline__ void cell_fan_out(const CellTileLaunch& p, const Cell
 
 // Nodes 0, 1 and 2 in training, or where something is kept. A block goes through its tiles; 256
 // threads. Of a batch of 256:
-//   16 channels, 32 x 32: tiles of 16 x 16 pixels, 18 x 18 with their rim, 25.9 KB; the weights of
+//   16 channels, 32 x 32: tiles of 8 x 16 pixels, 10 x 18 with their rim, 14.4 KB; the weights of
 //     three convolutions stay, 35.0 KB; coefficients and moments, 6.5 KB. Two blocks a processor
-//     (67.5 KB and at most 128 registers each); 1024 tiles are 3.9 for each of 264 blocks.
+//     (55.9 KB and at most 128 registers each, which sums of 256 pixels would not fit); 2048 tiles
+//     are 7.8 for each of 264 blocks.
 //   32 channels, 16 x 16: an image, 46.7 KB, and 16 channels of one convolution's weights at a
 //   time,
 //     23.2 KB; 256 tiles. By registers one block a processor, as with
@@ -203,7 +221,7 @@ __device__ __forceinline__ void cell_fan_out(const CellTileLaunch& p, const Cell
 //     than one for each processor of an H100. With the rest 112.3 KB, and where a block has no more
 //     than 99 KB, one image.
 template <class Precision, class Split>
-__global__ void __launch_bounds__(Split::kThreads, Split::kResident)
+__global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kProducts))
     cell_forward_tile(const __grid_constant__ CellTileLaunch p) {
   wait_for_previous();
   const CellLaunch<float>& l = p.l;
@@ -212,6 +230,7 @@ __global__ void __launch_bounds__(Split::kThreads, Split::kResident)
   const int channels = static_cast<int>(l.p.channels);
   Shared shared;
   int* last = shared.take<int>(1);
+  CellTerm* terms = shared.take<CellTerm>(kCellFan);
   Norm<float>* norms = shared.take<Norm<float>>(static_cast<size_t>(kCellFan * channels));
   const int measured = kCellFan * Split::kWarpsM * channels;
   Moments<float>* moments = shared.take<Moments<float>>(static_cast<size_t>(measured));
@@ -224,7 +243,7 @@ __global__ void __launch_bounds__(Split::kThreads, Split::kResident)
   }
   cell_load_resident<Precision, Split, false>(p, cell, weights);
   sync_block();
-  const CellNodeFours value(cell, l.node, norms);
+  const CellNodeFours value(cell, l.node, norms, terms);
   const bool stores = l.node > 0 && cell.own.nodes[l.node] != kNowhere;
   float* store = stores ? cell.stored(l.node) : nullptr;
   Moments<float>* mine = moments + Split::pixel() / (Split::kM * kMmaRows) * channels;
@@ -232,7 +251,7 @@ __global__ void __launch_bounds__(Split::kThreads, Split::kResident)
     const TilePlace tile = tile_place(p.tiles, number);
     const auto keep = [&](int e, int output, typename Split::Sums& sums) {
       const CellOutputs<Split> outputs(p, tile);
-      float* raw = cell.raw(e) + output;
+      float* raw = cell.raw(e) + outputs.base + output;
       cell_each_result<Split>(sums, outputs, [&](int n, int i, const float* pair) {
         store_lanes(raw + outputs.offsets[i] + n, Two{{pair[0], pair[1]}});
       });
@@ -256,13 +275,14 @@ __global__ void __launch_bounds__(Split::kThreads, Split::kResident)
 // What a tile of node l.node gives without weights, added to the nodes that it enters.
 __device__ __forceinline__ void cell_add_plain(const CellTileLaunch& p, const CellOf<float>& cell,
                                                const TilePlace& tile, const CellNodeFours& value) {
-  const int pieces = static_cast<int>(p.l.p.channels) / 4, node = p.l.node;
-  for (int i = static_cast<int>(threadIdx.x); i < p.tiles.pixels() * pieces;
+  const int node = p.l.node;
+  for (int i = static_cast<int>(threadIdx.x); i < p.tiles.pixels() * p.pieces;
        i += static_cast<int>(blockDim.x)) {
     TilePlace at;
-    if (!output_place(p.tiles, tile, i / pieces, &at)) continue;
+    const int own_pixel = p.pieces.quotient(i);
+    if (!output_place(p.tiles, tile, own_pixel, &at)) continue;
     const int64_t pixel = (at.image * p.tiles.height + at.y) * p.tiles.width + at.x;
-    const int64_t offset = pixel * p.l.p.channels + i % pieces * 4;
+    const int64_t offset = pixel * p.l.p.channels + (i - own_pixel * p.pieces) * 4;
     if (node == 0 && !fed(cell.own, 3)) store_lanes(cell.output() + offset, Four{});
     for (int target = node + 1; target < kCellNodes; ++target) {
       const int e = edge_between(node, target);
@@ -291,6 +311,7 @@ __global__ void __launch_bounds__(Split::kThreads, 1)
   if (!cell_evaluation_works(cell.own, l.node)) return;
   const int channels = static_cast<int>(l.p.channels);
   Shared shared;
+  CellTerm* terms = shared.take<CellTerm>(kCellFan);
   Norm<float>* norms = shared.take<Norm<float>>(static_cast<size_t>(kCellFan * channels));
   float* source = shared.take<float>(static_cast<size_t>(p.source_values));
   float* weights =
@@ -303,14 +324,14 @@ __global__ void __launch_bounds__(Split::kThreads, 1)
     }
   }
   cell_load_resident<Precision, Split, false>(p, cell, weights);
-  const CellNodeFours value(cell, l.node, nullptr);
+  const CellNodeFours value(cell, l.node, nullptr, terms);
   for (int64_t number = blockIdx.x; number < p.tiles.count; number += gridDim.x) {
     const TilePlace tile = tile_place(p.tiles, number);
     const auto add = [&](int e, int output, typename Split::Sums& sums) {
       const CellOutputs<Split> outputs(p, tile);
       const Norm<float>* norm = norms + leaving_place(e) * channels + output;
       const bool begins = cell_begins(cell.own, e), normed = normalised(cell.edge(e));
-      float* to = cell.stored(target_of(e)) + output;
+      float* to = cell.stored(target_of(e)) + outputs.base + output;
       cell_each_result<Split>(sums, outputs, [&](int n, int i, const float* pair) {
         Two own{{pair[0], pair[1]}};
         if (normed) own = {{norm[n](own[0]), norm[n + 1](own[1])}};
@@ -338,27 +359,42 @@ static __global__ void __launch_bounds__(kCellThreads, 1)
   int* last = shared.take<int>(1);
   Moments<float>* merging = shared.take<Moments<float>>(kCellThreads);
   Norm<float>* norms = shared.take<Norm<float>>(static_cast<size_t>(kCellFan * channels));
+  CellTerm* terms = shared.take<CellTerm>(kCellFan);
   cell_make_norms(cell, 3, norms);
+  const CellNodeFours value(cell, 3, norms, terms);
   sync_block();
-  const CellNodeFours value(cell, 3, norms);
   const CellThreads on(l, blockIdx.x, channels / 4);
   Moments<float>* mine = l.moments[3].of_block(cell.slot, blockIdx.x);
   for (int64_t k = on.column; k - on.column < channels / 4; k += on.columns) {
     const bool live = k < channels / 4;
     Moments<float> own[4];
     for (auto& lane : own) lane = Moments<float>::nothing();
-    for (int i = on.begin + on.row; live && i < on.end; i += on.rows) {
-      const CellPixel at = cell.pixel(i);
-      const Four four =
-          value(at.image / (p.tiles.height * p.tiles.width), at.y, at.x, static_cast<int>(k) * 4);
-      store_lanes(cell.output() + i * channels + k * 4, four);
-      const float count = own[0].count + 1, share = 1 / count;
+    for (int first = on.begin + on.row; live && first < on.end;
+         first += CellBatch::kCount * on.rows) {
+      CellBatch batch;
+      batch.channel = static_cast<int>(k) * 4;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float apart = four[j] - own[j].mean;
-        own[j].count = count;
-        own[j].mean += apart * share;
-        own[j].squares += apart * (four[j] - own[j].mean);
+      for (int b = 0; b < CellBatch::kCount; ++b) {
+        const CellPixel at = cell.pixel(first + b * on.rows);
+        batch.offsets[b] = b * on.rows * static_cast<int>(channels);
+        batch.y[b] = at.y, batch.x[b] = at.x;
+        batch.live[b] = first + b * on.rows < on.end;
+      }
+      const int64_t base = first * channels + k * 4;
+      Four values[CellBatch::kCount] = {};
+      value(base, batch, values);
+#pragma unroll
+      for (int b = 0; b < CellBatch::kCount; ++b) {
+        if (!batch.live[b]) continue;
+        store_lanes(cell.output() + base + batch.offsets[b], values[b]);
+        const float count = own[0].count + 1, share = 1 / count;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const float apart = values[b][j] - own[j].mean;
+          own[j].count = count;
+          own[j].mean += apart * share;
+          own[j].squares += apart * (values[b][j] - own[j].mean);
+        }
       }
     }
     for (int j = 0; l.p.training && j < 4; ++j) {
@@ -376,7 +412,7 @@ static __global__ void __launch_bounds__(kCellThreads, 1)
       });
 }
 
-static_assert(shared_bytes<float>(18 * 18 * cell_pixel_stride(16)) == 25984);
+static_assert(10 * 18 * cell_pixel_stride(16) * sizeof(float) == 14400);
 static_assert(kCellFan * Cell16::weight_values(9) * sizeof(float) == 34992);
 static_assert(18 * 18 * cell_pixel_stride(32) * sizeof(float) == 46656);
 static_assert(Cell32::weight_values(9) * sizeof(float) == 23184);
@@ -408,7 +444,7 @@ int launch_cell_node(const CellLaunch<T>& l, void* stream) {
 
 template <class Split>
 size_t cell_forward_bytes(int64_t channels) {
-  return shared_bytes<int>(1) +
+  return shared_bytes<int>(1) + shared_bytes<CellTerm>(kCellFan) +
          shared_bytes<Norm<float>>(static_cast<size_t>(kCellFan * channels)) +
          shared_bytes<Moments<float>>(static_cast<size_t>(kCellFan * Split::kWarpsM * channels));
 }
@@ -418,7 +454,8 @@ int launch_cell_tile(const CellTileLaunch& p, void* stream) {
   const Grid grid{p.l.blocks, p.l.count};
   const int64_t channels = p.l.p.channels;
   if (is_fused(p.l.p)) {
-    const size_t shared = shared_bytes<Norm<float>>(static_cast<size_t>(kCellFan * channels));
+    const size_t shared = shared_bytes<CellTerm>(kCellFan) +
+                          shared_bytes<Norm<float>>(static_cast<size_t>(kCellFan * channels));
     return launch(cell_evaluate_tile<Precision, Split>, grid, Split::kThreads,
                   shared + cell_tile_bytes(p), stream, p);
   }
@@ -430,7 +467,8 @@ inline int launch_cell_node(const CellTileLaunch& p, void* stream) {
   const int64_t channels = p.l.p.channels;
   if (p.l.node == 3) {
     const size_t shared = shared_bytes<int>(1) + shared_bytes<Moments<float>>(kCellThreads) +
-                          shared_bytes<Norm<float>>(static_cast<size_t>(kCellFan * channels));
+                          shared_bytes<Norm<float>>(static_cast<size_t>(kCellFan * channels)) +
+                          shared_bytes<CellTerm>(kCellFan);
     return launch(cell_output_tile, {p.l.blocks, p.l.count}, kCellThreads, shared, stream, p);
   }
   return with_cell_split(channels, [&](auto split) {

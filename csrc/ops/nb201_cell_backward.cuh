@@ -102,7 +102,7 @@ class CellBackTile {
       }
       if (!rectified || !cell_any_reads(cell, true)) continue;
       const CellOutputs<Split> outputs(p_, tile);
-      const float* node = cell.node(p_.l.node) + output;
+      const float* node = cell.node(p_.l.node) + outputs.base + output;
       cell_each_result<Split>(results, outputs, [&](int n, int i, float* pair) {
         const Two value = load_lanes<2>(node + outputs.offsets[i] + n);
         pair[0] = value[0] <= 0 ? 0.0f : pair[0];
@@ -124,21 +124,26 @@ class CellBackTile {
                                            int target, int output, Results& results) const {
     const int e = edge_between(p_.l.node, target);
     const bool normed = normalised(cell.edge(e));
-    const float* grad = cell.grad(target);
-    const float* raw = normed ? cell.raw(e) : nullptr;
+    const int64_t base = cell_tile_base(p_, tile);
+    const float* grad = cell.grad(target) + base;
+    const float* raw = normed ? cell.raw(e) + base : nullptr;
     const NormBackward<float>* through = through_ + leaving_place(e) * p_.l.p.channels;
     sync_block();
     cell_load_tile<Precision>(
         p_, tile,
-        [&](int64_t image, int y, int x, int channel) {
-          const int64_t offset =
-              ((image * p_.tiles.height + y) * p_.tiles.width + x) * p_.l.p.channels + channel;
-          Four own = load_lanes<4>(grad + offset);
-          if (!normed) return own;
-          const Four value = load_lanes<4>(raw + offset);
+        [&](const CellBatch& batch, Four(&values)[CellBatch::kCount]) {
+          batch.load(grad, values);
+          if (!normed) return;
+          Four raws[CellBatch::kCount];
+          batch.load(raw, raws);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) own[i] = through[channel + i](own[i], value[i]);
-          return own;
+          for (int b = 0; b < CellBatch::kCount; ++b) {
+            if (!batch.live[b]) continue;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              values[b][i] = through[batch.channel + i](values[b][i], raws[b][i]);
+            }
+          }
         },
         source_);
     sync_block();
@@ -150,7 +155,7 @@ class CellBackTile {
   __device__ __forceinline__ void add_plain(const CellOf<float>& cell, const TilePlace& tile,
                                             const CellOutputs<Split>& outputs, int target,
                                             bool pooled, int output, Results& results) const {
-    const float* grad = cell.grad(target) + output;
+    const float* grad = cell.grad(target) + outputs.base + output;
     cell_each_result<Split>(results, outputs, [&](int n, int i, float* pair) {
       const float* from = grad + outputs.offsets[i] + n;
       if (!pooled) {
@@ -184,27 +189,34 @@ __device__ __forceinline__ void cell_sum_tile(const CellOf<float>& cell, int e, 
                                               const CellOutputs<Split>& outputs,
                                               const typename Split::Sums& results,
                                               Sums<float>* sums) {
-  const float* raw = cell.raw(e) + output;
+  const float* raw = cell.raw(e) + outputs.base + output;
   const float* mean = cell.channels(e).mean + output;
 #pragma unroll
-  for (int j = 0; j < 2 * Split::kN; ++j) {
-    const int n = Split::output() + j / 2 * kMmaColumns + lane() % 4 * 2 + j % 2;
-    Sums<float> own = Sums<float>::nothing();
+  for (int j = 0; j < Split::kN; ++j) {
+    const int n = Split::output() + j * kMmaColumns + lane() % 4 * 2;
+    Sums<float> own[2] = {Sums<float>::nothing(), Sums<float>::nothing()};
 #pragma unroll
     for (int i = 0; i < 2 * Split::kM; ++i) {
       if (!(outputs.live >> i & 1)) continue;
-      const float grad = results.values[i / 2][j / 2][i % 2 * 2 + j % 2];
-      own = own.merged({grad, grad * (raw[outputs.offsets[i] + n] - mean[n])});
+      const Two value = load_lanes<2>(raw + outputs.offsets[i] + n);
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float grad = results.values[i / 2][j][i % 2 * 2 + e];
+        own[e] = own[e].merged({grad, grad * (value[e] - mean[n + e])});
+      }
     }
-    own = {CellOutputs<Split>::sum_over_rows(own.first),
-           CellOutputs<Split>::sum_over_rows(own.second)};
-    if (lane() < 4) sums[n] = sums[n].merged(own);
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      own[e] = {CellOutputs<Split>::sum_over_rows(own[e].first),
+                CellOutputs<Split>::sum_over_rows(own[e].second)};
+      if (lane() < 4) sums[n + e] = sums[n + e].merged(own[e]);
+    }
   }
 }
 
 // The launches of nodes 2 and 1.
 template <class Precision, class Split>
-__global__ void __launch_bounds__(Split::kThreads, 1)
+__global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kProducts))
     cell_backward_tile(const __grid_constant__ CellBackLaunch p) {
   wait_for_previous();
   const CellLaunch<float>& l = p.t.l;
@@ -227,7 +239,7 @@ __global__ void __launch_bounds__(Split::kThreads, 1)
       typename Split::Sums results;
       gradient(cell, tile, output, results);
       const CellOutputs<Split> outputs(p.t, tile);
-      float* to = cell.grad(l.node) + output;
+      float* to = cell.grad(l.node) + outputs.base + output;
       cell_each_result<Split>(results, outputs, [&](int n, int i, const float* pair) {
         store_lanes(to + outputs.offsets[i] + n, Two{{pair[0], pair[1]}});
       });
@@ -267,7 +279,7 @@ __device__ __forceinline__ void cell_input_tiles(const CellTileLaunch& p, int64_
         typename Split::Sums results;
         gradient(cell, tile, output, results);
         const CellOutputs<Split> outputs(p, tile);
-        float* to = cell.grad(0) + output;
+        float* to = cell.grad(0) + outputs.base + output;
         cell_each_result<Split>(results, outputs, [&](int n, int i, const float* pair) {
           Two own{{pair[0], pair[1]}};
           if (add) {
@@ -283,7 +295,7 @@ __device__ __forceinline__ void cell_input_tiles(const CellTileLaunch& p, int64_
 
 // The last launch: blocks for the input, then blocks for weights.
 template <class Precision, class Split>
-__global__ void __launch_bounds__(Split::kThreads, 1)
+__global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kProducts))
     cell_backward_last_tile(const __grid_constant__ CellBackLaunch p) {
   using Weights = CellWeights<kCellWide<Split>>;
   using Pointwise = CellWeightsPointwise<kCellWide<Split>>;

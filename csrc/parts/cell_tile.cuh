@@ -10,6 +10,7 @@ struct CellTileLaunch {
   CellLaunch<float> l;
   Tiles tiles;            // read with the rim that a 3 x 3 convolution needs
   Window windows[2];      // of 1 x 1 and 3 x 3, in the direction of the pass
+  Divisor pieces;         // of 16 bytes, that a pixel has
   int64_t source_values;  // of shared memory
   int64_t weight_values;
   bool resident;  // the weights of all convolutions of a node stay in shared memory
@@ -21,28 +22,63 @@ __host__ __device__ constexpr int cell_pixel_stride(int64_t channels) {
   return static_cast<int>(channels) + 4;
 }
 
-// The source pixels of a tile, all channels; load(image, y, x, channel) is Four of them.
+// Where the first image of a tile begins. What a tile reads lies less than 2^31 values behind it, so
+// that only this much of an offset needs 64 bits.
+__device__ __forceinline__ int64_t cell_tile_base(const CellTileLaunch& p, const TilePlace& tile) {
+  return tile.image * p.tiles.height * p.tiles.width * p.l.p.channels;
+}
+
+// What a thread loads at a time, so that it waits for memory once for all: four channels, the same
+// of several pixels. Offsets are from the tile's base.
+struct CellBatch {
+  static constexpr int kCount = 2;
+  int channel;
+  int offsets[kCount], y[kCount], x[kCount];
+  bool live[kCount];  // there is such a pixel, and it lies in an image
+
+  __device__ __forceinline__ void load(const float* from, Four (&values)[kCount]) const {
+#pragma unroll
+    for (int b = 0; b < kCount; ++b) {
+      if (live[b]) values[b] = load_lanes<4>(from + offsets[b]);
+    }
+  }
+};
+
+// The source pixels of a tile, all channels; load(batch, values) loads a CellBatch. A thread keeps
+// to its channels.
 template <class Precision, class Load>
 __device__ __forceinline__ void cell_load_tile(const CellTileLaunch& p, const TilePlace& tile,
                                                const Load& load, float* to) {
   const Tiles& t = p.tiles;
-  const int pieces = static_cast<int>(p.l.p.channels) / 4;
-  const int stride = cell_pixel_stride(p.l.p.channels);
-  const auto read = [&](int i) {
-    const int pixel = i / pieces, line = pixel / t.source_columns;
-    const int64_t image = tile.image + line / t.source_rows;
-    const int y = tile.y + line % t.source_rows - 1, x = tile.x + pixel % t.source_columns - 1;
-    Four four{};
-    if (image < t.all_images && y >= 0 && y < t.height && x >= 0 && x < t.width) {
-      four = load(image, y, x, i % pieces * 4);
+  const int stride = cell_pixel_stride(p.l.p.channels), count = t.source_pixels();
+  const auto images = static_cast<int>(min(t.all_images - tile.image, int64_t{t.images}));
+  const int rows = p.pieces.quotient(static_cast<int>(blockDim.x));
+  const int own = p.pieces.quotient(static_cast<int>(threadIdx.x));
+  CellBatch batch;
+  batch.channel = (static_cast<int>(threadIdx.x) - own * p.pieces) * 4;
+#pragma unroll 1
+  for (int first = own; own < rows && first < count; first += CellBatch::kCount * rows) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) four[e] = Precision::hold(four[e]);
+    for (int b = 0; b < CellBatch::kCount; ++b) {
+      const int pixel = first + b * rows;
+      const int line = t.source_columns.quotient(pixel), image = t.source_rows.quotient(line);
+      const int y = tile.y + line - image * t.source_rows - 1;
+      const int x = tile.x + pixel - line * t.source_columns - 1;
+      batch.y[b] = y, batch.x[b] = x;
+      batch.live[b] = image < images && y >= 0 && y < t.height && x >= 0 && x < t.width;
+      batch.offsets[b] = ((image * t.height + y) * t.width + x) * p.pieces * 4 + batch.channel;
     }
-    return four;
-  };
-  move_in_batches<Four, kBatch>(t.source_pixels() * pieces, read, [&](int i, const Four& four) {
-    store_lanes(to + i / pieces * stride + i % pieces * 4, four);
-  });
+    Four values[CellBatch::kCount] = {};
+    load(batch, values);
+#pragma unroll
+    for (int b = 0; b < CellBatch::kCount; ++b) {
+      const int pixel = first + b * rows;
+      if (pixel >= count) continue;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) values[b][e] = Precision::hold(values[b][e]);
+      store_lanes(to + pixel * stride + batch.channel, values[b]);
+    }
+  }
 }
 
 // Where this lane reads its rows of a tile.
@@ -68,6 +104,7 @@ __device__ __forceinline__ void cell_multiply(typename Split::Sums& sums, const 
   const int stride = cell_pixel_stride(p.l.p.channels), rim = window.rows == 3 ? 0 : 1;
   const float* columns =
       weights + (Split::output() + lane_row_of_b()) * Split::kStride + lane_depth_of_b();
+#pragma unroll 1
   for (int i = 0; i < window.rows; ++i) {
     for (int j = 0; j < window.columns; ++j) {
       const float* from = source + ((i + rim) * p.tiles.source_columns + j + rim) * stride;
@@ -89,9 +126,13 @@ __device__ __forceinline__ void cell_load_weights(const CellTileLaunch& p,
                                                   const CellOf<float>& cell, int e, int output,
                                                   int depth, float* weights) {
   const int size = kernel_size(cell.edge(e));
-  load_weights<Precision, Split::kOutputs, Split::kDepth, Split::kStride, kBack>(
-      p.windows[size / 2], cell.weight(e), static_cast<int>(p.l.p.channels), size, output, depth,
-      weights);
+  const WeightChunk<Precision, Split::kOutputs, Split::kDepth, Split::kStride, kBack> chunk(
+      cell.weight(e), static_cast<int>(p.l.p.channels), size, output, depth, weights);
+  if (size == 3) {
+    chunk.template load_whole<9>();
+  } else {
+    chunk.template load_whole<1>();
+  }
 }
 
 // Adds the convolution of an edge to the sums of a tile, outputs from `output` on.
@@ -119,6 +160,7 @@ template <class Precision, class Split, bool kBack>
 __device__ __forceinline__ void cell_load_resident(const CellTileLaunch& p,
                                                    const CellOf<float>& cell, float* weights) {
   if (!p.resident) return;
+#pragma unroll 1
   for (int target = p.l.node + 1; target < kCellNodes; ++target) {
     const int e = edge_between(p.l.node, target);
     if (!convolves(cell.edge(e))) continue;
@@ -132,15 +174,18 @@ __device__ __forceinline__ void cell_load_resident(const CellTileLaunch& p,
 template <class Split>
 struct CellOutputs {
   unsigned live = 0;
-  int64_t offsets[2 * Split::kM];  // of their first channel, in an image stack
+  int64_t base;                // of the tile, in an image stack
+  int offsets[2 * Split::kM];  // of their first channel, from there on
 
-  __device__ __forceinline__ CellOutputs(const CellTileLaunch& p, const TilePlace& tile) {
+  __device__ __forceinline__ CellOutputs(const CellTileLaunch& p, const TilePlace& tile)
+      : base(cell_tile_base(p, tile)) {
 #pragma unroll
     for (int i = 0; i < 2 * Split::kM; ++i) {
       TilePlace at;
       const bool is_live = output_place(p.tiles, tile, Split::pixel() + i * 8 + lane() / 4, &at);
       live |= static_cast<unsigned>(is_live) << i;
-      offsets[i] = ((at.image * p.tiles.height + at.y) * p.tiles.width + at.x) * p.l.p.channels;
+      const int image = static_cast<int>(at.image - tile.image);
+      offsets[i] = ((image * p.tiles.height + at.y) * p.tiles.width + at.x) * p.pieces * 4;
     }
   }
   // How many pixels of the tile this warp has.
@@ -178,13 +223,18 @@ using Two = Lanes<float, 2>;
 
 // --- Host ----------------------------------------------------------------------------------------
 
-// Tiles of 256 pixels for 16 and 32 channels, 128 for 64.
-using Cell16 = TileSplit<8, 1, 2, 2, 16>;
+// Tiles of 128 pixels for 16 and 64 channels, 256 for 32.
+using Cell16 = TileSplit<8, 1, 1, 2, 16>;
 using Cell32 = TileSplit<4, 2, 4, 2, 16>;
 using Cell64 = TileSplit<4, 2, 2, 4, 16>;
 
 // Whether matrix units can run a cell, if its tiles fit: 16 bytes of a pixel are read at once.
 inline bool cell_is_aligned(const NB201CellParams& p) {
+  for (const auto& edge : p.weights) {
+    for (const void* bank : edge) {
+      if (!starts_wide(bank)) return false;
+    }
+  }
   return !p.double_precision && p.channels % 16 == 0 && starts_wide(p.input) &&
          starts_wide(p.output) && starts_wide(p.kept) && starts_wide(p.grad_output) &&
          starts_wide(p.grad_input);
@@ -213,6 +263,7 @@ inline int64_t cell_shared_bytes() {
 template <class Split>
 bool make_cell_tiles(CellTileLaunch& p, int64_t other, bool back) {
   const NB201CellParams& c = p.l.p;
+  p.pieces = static_cast<int>(c.channels) / 4;
   p.windows[0] = back ? gradient_window(1, 1, 0, 0) : forward_window(1, 1);
   p.windows[1] = back ? gradient_window(3, 1, 0, 0) : forward_window(3, 1);
   p.weight_values = Split::weight_values(9);

@@ -70,7 +70,7 @@ __device__ __forceinline__ void cell_weight_part(const CellBackLaunch& p, const 
           return own;
         },
         gradients);
-    load_source<Precision, Split::kInputs, Split::kInputStride>(
+    load_source<Precision, Split::kInputs, Split::kInputStride, kWeightBatch>(
         tiles, window, tile, tiles.height, tiles.width, input,
         [&](int64_t image, int y, int x, int channel) {
           Four own = load_lanes<4>(node + offset(image, y, x, channel));
@@ -146,6 +146,7 @@ __device__ __forceinline__ void cell_weight_tiles(const CellBackLaunch& p, int64
   if (!arrives_last(tickets + slot * p.partials.tickets_per_slot() + group, members, last)) return;
   for (int i = static_cast<int>(threadIdx.x); i < kValues; i += Split::kThreads) {
     float sum = 0;
+#pragma unroll 1
     for (int64_t b = 0; b < members; ++b) {
       sum += load_shared_by_blocks(p.partials.of_block(slot, first + b) + i);
     }

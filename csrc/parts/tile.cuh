@@ -54,20 +54,16 @@ __device__ __forceinline__ void load_source(const Tiles& t, const Window& window
                                             int channel, const Load& load, float* to) {
   constexpr int kPieces = kDepth / 4;
   const auto read = [&](int i) {
-    const int pixel = i / kPieces;
-    const int column = pixel % t.source_columns, row = pixel / t.source_columns % t.source_rows;
-    const int64_t image = tile.image + pixel / (t.source_columns * t.source_rows);
-    const int y = tile.y * window.step + row - window.top;
-    const int x = tile.x * window.step + column - window.left;
+    const TilePlace at = source_place(t, tile, window, i / kPieces);
     Four four{};
-    if (image < t.all_images && y >= 0 && y < height && x >= 0 && x < width) {
-      four = load(image, y, x, channel + i % kPieces * 4);
+    if (at.image < t.all_images && at.y >= 0 && at.y < height && at.x >= 0 && at.x < width) {
+      four = load(at.image, at.y, at.x, channel + i % kPieces * 4);
 #pragma unroll
       for (int e = 0; e < 4; ++e) four[e] = Precision::hold(four[e]);
     }
     return four;
   };
-  move_in_batches<Four, BatchOf<Load>::value>(
+  move_in_batches<Four, kBatchOf<Load, kMost>>(
       t.source_pixels() * kPieces, read, [&](int i, const Four& four) {
         store_lanes(to + i / kPieces * kStride + i % kPieces * 4, four);
       });
@@ -79,29 +75,99 @@ __device__ __forceinline__ void load_source(const Tiles& t, const Window& window
 template <int kOutputs, int kStride>
 constexpr int kTapStride = kOutputs * kStride + 4;
 
-// Those of outputs from `output` on and of the channels from `channel` on, zeros behind the last.
-// `weight` is [K, C, R, R], `inner` its C. kTransposed: outputs are the convolution's inputs, and
-// channels its outputs. Either way neighbouring threads read neighbours.
+// Those of outputs from `output` on and of the channels from `channel` on. `weight` is [K, C, R, R],
+// `inner` its C. kTransposed: outputs are the convolution's inputs, and channels its outputs.
+// Either way what is read of a row of the bank lies side by side.
+template <class Precision, int kOutputs, int kDepth, int kStride, bool kTransposed>
+struct WeightChunk {
+  static constexpr int kInner = kTransposed ? kOutputs : kDepth;
+  static constexpr int kRows = kTransposed ? kDepth : kOutputs;
+
+  const float* first;
+  int inner, left;  // C, and those behind `channel`: more are zeros
+  float* to;
+
+  __device__ __forceinline__ WeightChunk(const float* weight, int inner, int size, int output,
+                                         int channel, float* to)
+      : first(weight + (kTransposed ? static_cast<int64_t>(channel) * inner + output
+                                    : static_cast<int64_t>(output) * inner + channel) *
+                           size * size),
+        inner(inner),
+        left(kTransposed ? kOutputs : inner - channel),
+        to(to) {}
+
+  __device__ __forceinline__ void store(int tap, int in, int row, float value) const {
+    const int output = kTransposed ? in : row, depth = kTransposed ? row : in;
+    to[tap * kTapStride<kOutputs, kStride> + output * kStride + depth] = Precision::hold(value);
+  }
+
+  // Any window, value by value.
+  __device__ __forceinline__ void load(const Window& window, int size) const {
+    const int taps = window.taps();
+    const auto read = [&](int i) {
+      const int tap = i % taps, in = i / taps % kInner, row = i / (taps * kInner);
+      if (in >= left) return 0.0f;
+      const int r = window.r + tap / window.columns * window.r_step;
+      const int s = window.s + tap % window.columns * window.s_step;
+      return first[(static_cast<int64_t>(row) * inner + in) * size * size + r * size + s];
+    };
+    move_in_batches<float, kBatch>(taps * kOutputs * kDepth, read, [&](int i, float value) {
+      store(i % taps, i / taps % kInner, i / (taps * kInner), value);
+    });
+  }
+
+  // A window of all kTaps taps, turned round if transposed, by 16 bytes: a thread has all taps of
+  // four channels, kTaps loads that are under way at once. Of 64 x 16 channels and 3 x 3 taps that
+  // is one round of 256 threads, where value by value there are 36.
+  template <int kTaps>
+  __device__ __forceinline__ void load_whole() const {
+    static_assert(kInner % 4 == 0);
+    constexpr int kRuns = kInner / 4;
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < kRows * kRuns;
+         i += static_cast<int>(blockDim.x)) {
+      // Neighbours store to other banks: those of a row are 4 values apart, or 20.
+      const int row = kTransposed ? i % kRows : i / kRuns;
+      const int in = (kTransposed ? i / kRows : i % kRuns) * 4;
+      const float* from = first + (static_cast<int64_t>(row) * inner + in) * kTaps;
+      float values[4 * kTaps];
+#pragma unroll
+      for (int v = 0; v < kTaps; ++v) {
+        const Four four = load_lanes<4>(from + v * 4);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) values[v * 4 + e] = Precision::hold(four[e]);
+      }
+      float* own = to + (kTransposed ? in * kStride + row : row * kStride + in);
+#pragma unroll
+      for (int tap = 0; tap < kTaps; ++tap, own += kTapStride<kOutputs, kStride>) {
+        const int source = kTransposed ? kTaps - 1 - tap : tap;
+        Four four;
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          four[c] = values[c * kTaps + source];
+          if (kTransposed) own[c * kStride] = four[c];
+        }
+        if (!kTransposed) store_lanes(own, four);
+      }
+    }
+  }
+};
+
 template <class Precision, int kOutputs, int kDepth, int kStride, bool kTransposed>
 __device__ __forceinline__ void load_weights(const Window& window, const float* weight, int inner,
                                              int size, int output, int channel, float* to) {
-  constexpr int kInner = kTransposed ? kOutputs : kDepth;
-  const int taps = window.taps();
-  const float* first = weight + (kTransposed ? static_cast<int64_t>(channel) * inner + output
-                                             : static_cast<int64_t>(output) * inner + channel) *
-                                    size * size;
-  const auto read = [&](int i) {
-    const int tap = i % taps, in = i / taps % kInner, out = i / (taps * kInner);
-    if (!kTransposed && channel + in >= inner) return 0.0f;
-    const int r = window.r + tap / window.columns * window.r_step;
-    const int s = window.s + tap % window.columns * window.s_step;
-    return first[(static_cast<int64_t>(out) * inner + in) * size * size + r * size + s];
-  };
-  move_in_batches<float, kBatch>(taps * kOutputs * kDepth, read, [&](int i, float value) {
-    const int tap = i % taps, in = i / taps % kInner, out = i / (taps * kInner);
-    const int row = kTransposed ? in : out, depth = kTransposed ? out : in;
-    to[tap * kTapStride<kOutputs, kStride> + row * kStride + depth] = Precision::hold(value);
-  });
+  const WeightChunk<Precision, kOutputs, kDepth, kStride, kTransposed> chunk(weight, inner, size,
+                                                                             output, channel, to);
+  const bool whole = window.taps() == size * size && size <= 3 && inner % 4 == 0 &&
+                     chunk.left >= chunk.kInner &&
+                     reinterpret_cast<uintptr_t>(chunk.first) % sizeof(Four) == 0;
+  if (!whole) {
+    chunk.load(window, size);
+  } else if (size == 3) {
+    chunk.template load_whole<9>();
+  } else {
+    chunk.template load_whole<1>();
+  }
 }
 
 // --- Products ------------------------------------------------------------------------------------

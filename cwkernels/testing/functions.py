@@ -65,11 +65,12 @@ class _Moved(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, device: torch.device) -> Tensor:
         ctx.device = tensor.device
+        ctx.set_materialize_grads(False)
         return tensor.to(device)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.to(ctx.device), None
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
+        return None if grad is None else grad.to(ctx.device), None
 
 
 def on_device(function: Function, device: torch.device) -> Function:

@@ -53,6 +53,12 @@ template <class T>
 inline T load_shared_by_blocks(const T* source) {
   return *source;
 }
+struct alignas(8) Pair {
+  float first, second;
+};
+inline void store_pair(float* to, float first, float second) {
+  *reinterpret_cast<Pair*>(to) = {first, second};
+}
 template <class T>
 inline T load_global(const T* source) {
   return *source;
