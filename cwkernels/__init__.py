@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         release_workspace,
         set_backend,
         set_float32_conv_precision,
+        synchronize,
         workspace_bytes,
     )
 
@@ -34,6 +35,7 @@ __all__ = [
     "set_backend",
     "set_float32_conv_precision",
     "spaces",
+    "synchronize",
     "workspace_bytes",
 ]
 
@@ -44,6 +46,7 @@ _HOMES = {
     "release_workspace": "ops",
     "set_backend": "ops",
     "set_float32_conv_precision": "ops",
+    "synchronize": "ops",
     "workspace_bytes": "ops",
 }
 """Where the names that are no parts come from."""

@@ -6,6 +6,7 @@ from cwkernels.ops.backend import backend, current_backend, set_backend
 from cwkernels.ops.batch import batch
 from cwkernels.ops.conv_norm import conv_norm
 from cwkernels.ops.copy_rows import copy_rows
+from cwkernels.ops.device_faults import synchronize
 from cwkernels.ops.gather_conv import gather_conv
 from cwkernels.ops.inverted_bottleneck import inverted_bottleneck
 from cwkernels.ops.nb201_cell import nb201_cell
@@ -15,11 +16,13 @@ from cwkernels.ops.precision import (
     float32_conv_precision,
     set_float32_conv_precision,
 )
+from cwkernels.ops.select import SelectLayout, select
 from cwkernels.ops.sgd import sgd
 from cwkernels.ops.update_statistics import update_statistics
 from cwkernels.ops.workspace import release_workspace, workspace_bytes
 
 __all__ = [
+    "SelectLayout",
     "backend",
     "batch",
     "conv_norm",
@@ -33,9 +36,11 @@ __all__ = [
     "nb201_cell",
     "norm_add",
     "release_workspace",
+    "select",
     "set_backend",
     "set_float32_conv_precision",
     "sgd",
+    "synchronize",
     "update_statistics",
     "workspace_bytes",
 ]

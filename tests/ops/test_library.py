@@ -25,8 +25,10 @@ OPERATIONS = {
     "norm_add_backward",
     "poison_workspace",
     "release_workspace",
+    "select",
     "set_cpu_isa",
     "sgd",
+    "sgd_slots",
     "update_statistics",
     "workspace_bytes",
 }
