@@ -8,7 +8,10 @@
 
 namespace cwkernels {
 
-// The launches of a group, one after another until one gives an error.
+// The launches of a group, one after another until one gives an error. Where the choice lies on the
+// device each happens, of the largest choice's size: 4 forward and 6 backward, 2 more of them where
+// the hidden tensors are computed again. A bottleneck leaves none of them empty, an identity that
+// keeps the shape 3 and 4, one that does not, whose projection runs, 2 and 2.
 template <class T>
 class BottleneckLaunches {
  public:
@@ -18,7 +21,7 @@ class BottleneckLaunches {
   int error() const { return error_; }
 
   // Three launches in evaluation, four where the last convolution is measured or an identity
-  // copies.
+  // copies, or may.
   void forward() {
     hidden();
     if (plan_.fast()) {
@@ -27,9 +30,9 @@ class BottleneckLaunches {
     } else {
       run_general(bottleneck_pointwise_general<T, 2>, 2);
     }
-    bool finish = group_.measure;
+    bool finish = group_.measure || group_.call.chosen;
     each_choice([&](const auto& choice) { finish |= !choice.runs(2); });
-    const BottleneckChoice<T> any(group_, 0);
+    const BottleneckChoice<T> any = plan_.choice_of(group_, 0);
     if (finish) {
       run(bottleneck_finish<T>,
           plan_.pixel_grid(any.output_pixels, kGeneralTile, any.p.output_channels, kGeneralTile,
@@ -42,7 +45,7 @@ class BottleneckLaunches {
   void backward() {
     const InvertedBottleneckParams& p = group_.call;
     const int64_t separate = p.input_architecture_stride == 0 ? 1 : group_.count;
-    const int64_t pixels = BottleneckChoice<T>(group_, 0).input_pixels;
+    const int64_t pixels = plan_.choice_of(group_, 0).input_pixels;
     if (p.recompute) hidden();
     run_general(bottleneck_output_sums<T>, 2);
     if (plan_.fast()) {
@@ -99,9 +102,13 @@ class BottleneckLaunches {
         kGeneralThreads, 0);
   }
 
+  // Those of the group, or all that there may be.
   template <class F>
   void each_choice(const F& f) const {
-    for (int i = 0; i < group_.count; ++i) f(BottleneckChoice<T>(group_, i));
+    const bool known = !group_.call.chosen;
+    for (int i = 0; i < (known ? group_.count : kBottleneckCodes); ++i) {
+      f(plan_.choice_of(group_, known ? group_.picks[i].code : i));
+    }
   }
 
   // Blocks for a place of all choices, of which each has so many channels; none where nothing runs.
@@ -109,7 +116,7 @@ class BottleneckLaunches {
     Grid grid{0, 0, group_.count};
     each_choice([&](const auto& choice) {
       if (!choice.runs(place)) return;
-      grid.x = at_least(grid.x, group_.picks[choice.place_in_group].blocks[place]);
+      grid.x = at_least(grid.x, group_.blocks[choice.code][place]);
       grid.y = at_least(grid.y, ceil_div(choice.channels(place), channels));
     });
     return grid;
@@ -119,7 +126,7 @@ class BottleneckLaunches {
     each_choice([&](const auto& choice) {
       for (int place = 0; place < 3; ++place) {
         if (!choice.runs(place)) continue;
-        const int64_t parts = group_.picks[choice.place_in_group].weight_parts[place];
+        const int64_t parts = group_.weight_parts[choice.code][place];
         blocks = at_least(blocks, parts * plan_.weight_tiles(choice, place, tile));
       }
     });

@@ -132,7 +132,7 @@ __device__ unsigned each_pixel(Range pixels, const F& f) {
 
 template <class T>
 __device__ T residual_of(const BottleneckChoice<T>& choice, int64_t at) {
-  return choice.residual() ? choice.input()[at] : T(0);
+  return choice.passes_input() ? choice.input()[at] : T(0);
 }
 
 // A pointwise convolution's tiles, from an operand of pixels.
@@ -240,8 +240,8 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
 }
 
 // What the last convolution's epilogue could not do: its batch norm by the statistics that it
-// measured itself, with the residual; and an identity's copy. Grid: (blocks, runs of channels,
-// architectures).
+// measured itself, with the residual; and where nothing runs, the input or zeros. Grid: (blocks,
+// runs of channels, architectures).
 template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_finish(const __grid_constant__ BottleneckLaunch launch) {
@@ -260,7 +260,8 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
        first < choice.output_pixels; first += step) {
     each_pixel({first, choice.output_pixels}, [&](int64_t pixel, int) {
       const int64_t at = pixel * channels + channel;
-      choice.output()[at] = copies ? choice.input()[at] : norm(raw[at]) + residual_of(choice, at);
+      const T passed = residual_of(choice, at);
+      choice.output()[at] = copies ? passed : norm(raw[at]) + passed;
     });
   }
 }

@@ -181,7 +181,7 @@ __device__ void input_gradient_tile(const BottleneckChoice<T>& choice, Range pix
     }
   }
   if (channel >= channels) return;
-  const bool through = choice.residual() || !choice.runs(2);
+  const bool through = choice.passes_input();
   const bool add = choice.index > 0 && choice.p.input_architecture_stride == 0;
   each_pixel(pixels, [&](int64_t pixel, int v) {
     const int64_t at = pixel * channels + channel;
@@ -283,23 +283,52 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
   }
 }
 
-// Whether an earlier architecture of the group read the same row of the same banks.
-__device__ inline bool repeats(const BottleneckLaunch& launch, int64_t of, int64_t earlier) {
-  return launch.picks[of].code == launch.picks[earlier].code &&
-         launch.picks[of].row == launch.picks[earlier].row;
-}
+// Where the gradients of an architecture's rows go, which no architecture of the group before it
+// reads.
+struct BottleneckSlot {
+  int64_t first;  // the architecture, of the group
+  int64_t slot;
+  bool again;  // a group before this one began its sums
 
-// total(a) added to *to for each architecture a of the group with the row of `first`, in order.
+  __device__ BottleneckSlot(const BottleneckLaunch& launch, int64_t architecture)
+      : first(architecture) {
+    const BottleneckPick own = pick_of(launch, architecture);
+    slot = own.slot;
+    again = own.again;
+    if (!launch.call.chosen) return;
+    for (int64_t before = -launch.first; before < 0 && !again; ++before) {
+      if (!pick_of(launch, before).repeats(own)) continue;
+      slot = launch.first + before;
+      again = true;
+    }
+  }
+};
+
+// total(a) added to *to for each architecture a of the group with the row of the first, in order.
 template <class T, class F>
-__device__ void add_in_order(const BottleneckLaunch& launch, int64_t first, T* to, const F& total) {
-  bool add = launch.picks[first].again;
+__device__ void add_in_order(const BottleneckLaunch& launch, const BottleneckSlot& slot, T* to,
+                             const F& total) {
+  const BottleneckPick own = pick_of(launch, slot.first);
+  bool add = slot.again;
   T sum = add ? *to : T(0);
-  for (int64_t a = first; a < launch.count; ++a) {
-    if (a != first && !repeats(launch, a, first)) continue;
+  for (int64_t a = slot.first; a < launch.count; ++a) {
+    if (!pick_of(launch, a).repeats(own)) continue;
     sum = add ? sum + total(a) : total(a);
     add = true;
   }
   *to = sum;
+}
+
+// By call.chosen: what an architecture's slot has of each bank, `live` unless another slot has it.
+template <class T>
+__device__ void write_rows(const BottleneckChoice<T>& choice, bool live) {
+  const int banks = kBottleneckProjection + !choice.passes_input();
+  const int bank = static_cast<int>(threadIdx.x);
+  if (bank >= banks) return;
+  const bool reads = choice.code > 0 ? bank / 3 == choice.code - 1
+                                     : bank == kBottleneckProjection && choice.runs(2);
+  choice.p.grad_rows[bank * choice.p.architectures + choice.index] =
+      live && reads ? choice.row : -1;
 }
 
 // The gradients of all banks: parts of an architecture in order, then architectures in order. Grid:
@@ -308,18 +337,21 @@ template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_bank_gradients(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
-  const int64_t first = blockIdx.z;
-  for (int64_t a = 0; a < first; ++a) {
-    if (repeats(launch, first, a)) return;
-  }
-  const BottleneckChoice<T> choice(launch, first);
+  const BottleneckSlot slot(launch, blockIdx.z);
+  const BottleneckPick own = pick_of(launch, slot.first);
+  bool repeated = false;
+  for (int64_t a = 0; a < slot.first; ++a) repeated |= own.repeats(pick_of(launch, a));
+  const BottleneckChoice<T> choice(launch, own, slot.first);
   const int place = static_cast<int>(blockIdx.y);
-  if (!choice.runs(place)) return;
-  const int64_t bank = choice.bank(place), at = choice.slot * choice.weight_size(place);
+  if (launch.call.chosen && blockIdx.x == 0 && place == 0) {
+    write_rows(choice, !repeated && !slot.again);
+  }
+  if (repeated || !choice.runs(place)) return;
+  const int64_t bank = choice.bank(place), at = slot.slot * choice.weight_size(place);
   const int64_t element = static_cast<int64_t>(blockIdx.x) * kGeneralThreads + threadIdx.x;
   if (launch.call.grad_weights[bank] && element < choice.weight_size(place)) {
     const int64_t parts = choice.weight_parts(place);
-    add_in_order(launch, first, static_cast<T*>(launch.call.grad_weights[bank]) + at + element,
+    add_in_order(launch, slot, static_cast<T*>(launch.call.grad_weights[bank]) + at + element,
                  [&](int64_t a) {
                    const BottleneckChoice<T> other(launch, a);
                    T sum = T(0);
@@ -330,14 +362,14 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
                  });
   }
   if (element >= choice.channels(place)) return;
-  const int64_t channel = choice.slot * choice.channels(place) + element;
-  add_in_order(launch, first, static_cast<T*>(launch.call.grad_scales[bank]) + channel,
+  const int64_t channel = slot.slot * choice.channels(place) + element;
+  add_in_order(launch, slot, static_cast<T*>(launch.call.grad_scales[bank]) + channel,
                [&](int64_t a) {
                  const BottleneckChoice<T> other(launch, a);
                  return other.norm_channels(place).gamma_gradient(
                      element, other.template sum<Sums<T>>(place, element));
                });
-  add_in_order(launch, first, static_cast<T*>(launch.call.grad_shifts[bank]) + channel,
+  add_in_order(launch, slot, static_cast<T*>(launch.call.grad_shifts[bank]) + channel,
                [&](int64_t a) {
                  const BottleneckChoice<T> other(launch, a);
                  return other.template sum<Sums<T>>(place, element).first;

@@ -45,7 +45,7 @@ __device__ __forceinline__ void run_products(const BottleneckChoice<float>& choi
       for (int k = 0; k < 2; ++k) {
         pair[k] = Norm<float>{table[k], table[kProductOutputs + k],
                               table[2 * kProductOutputs + k]}(pair[k]);
-        if (choice.residual()) pair[k] += choice.input()[at + k];
+        if (choice.passes_input()) pair[k] += choice.input()[at + k];
       }
       store_lanes(choice.output() + at, pair);
     });
@@ -135,7 +135,7 @@ __device__ __forceinline__ void input_gradient_products(const BottleneckChoice<f
   } else {
     sums.clear();
   }
-  const bool through = choice.residual() || !choice.runs(2);
+  const bool through = choice.passes_input();
   const bool add = choice.index > 0 && choice.p.input_architecture_stride == 0;
   each_pair(tile, channels, [&](int64_t row, int64_t column, int i, int j, int e) {
     const int64_t at = row * channels + column;

@@ -330,13 +330,13 @@ def spoil(attribute: str, value: object, index: int | None = None) -> Callable[[
 
 NORM_SHAPES = "[[3, 12], [3, 12], [3, 4], [3, 24], [3, 24], [3, 4]]"
 BAD = {
-    "selection: wanted int64 [2] or [A, 2], got torch.float32 [1, 2]": spoil(
+    "selection: wanted int64 or int32 [2] or [A, 2], got torch.float32 [1, 2]": spoil(
         "selection", torch.ones(1, 2)
     ),
-    "selection: wanted int64 [2] or [A, 2], got torch.int64 [3]": spoil(
+    "selection: wanted int64 or int32 [2] or [A, 2], got torch.int64 [3]": spoil(
         "selection", torch.tensor([1, 0, 0])
     ),
-    "selection: wanted int64 [2] or [A, 2], got torch.int64 [1, 1, 2]": spoil(
+    "selection: wanted int64 or int32 [2] or [A, 2], got torch.int64 [1, 1, 2]": spoil(
         "selection", torch.tensor([[[1, 0]]])
     ),
     "selection: wanted at least one architecture, got [0, 2]": spoil(
