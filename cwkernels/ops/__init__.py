@@ -10,6 +10,7 @@ from cwkernels.ops.device_faults import synchronize
 from cwkernels.ops.gather_conv import gather_conv
 from cwkernels.ops.inverted_bottleneck import inverted_bottleneck
 from cwkernels.ops.nb201_cell import nb201_cell
+from cwkernels.ops.nb201_plan import NB201Plan, nb201_plan
 from cwkernels.ops.norm_add import norm_add
 from cwkernels.ops.precision import (
     current_float32_conv_precision,
@@ -22,6 +23,7 @@ from cwkernels.ops.update_statistics import update_statistics
 from cwkernels.ops.workspace import release_workspace, workspace_bytes
 
 __all__ = [
+    "NB201Plan",
     "SelectLayout",
     "backend",
     "batch",
@@ -34,6 +36,7 @@ __all__ = [
     "has_cuda_kernels",
     "inverted_bottleneck",
     "nb201_cell",
+    "nb201_plan",
     "norm_add",
     "release_workspace",
     "select",
