@@ -143,6 +143,19 @@ class SGD(Optimizer):
                 )
         return loss
 
+    def follow_splits(self) -> None:
+        """Grows the momentum of banks that were split since the last step now, not at the next.
+
+        Nothing else changes by it; what is saved between a split and a step needs it.
+
+        Raises:
+            RuntimeError: as `step`, if `load_state_dict` gave the network other rows.
+        """
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if (bank := self._banks.get(id(parameter))) is not None:
+                    self._follow_splits(parameter, bank)
+
     def _gathered(self, parameters: list[Tensor]) -> _Gathered:
         """All that moves, of one group."""
         gathered = _Gathered([], [], [], [])

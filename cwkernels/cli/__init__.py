@@ -13,6 +13,7 @@ from typing import Protocol
 from cwkernels._version import __version__
 
 COMMANDS = {
+    "train": "train a super-network, or go on with a run that was cut",
     "doctor": "say what this machine can do and what is missing",
 }
 """The commands, each a module of that name, and what it does in one line."""
