@@ -171,7 +171,7 @@ class Config:
         """
         writer = requires.module("tomli_w", "Config.to_toml")
         return "\n".join(
-            f"[{name}]\n{writer.dumps(_without_none(table))}{_none_comments(table)}"
+            writer.dumps({name: _without_none(table)}) + _none_comments(table)
             for name, table in dataclasses.asdict(self).items()
         )
 

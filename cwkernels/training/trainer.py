@@ -162,7 +162,8 @@ class Trainer:
         losses = self.recipe.architectures * self.batches.steps_per_epoch
         loss = float(self.loss) / losses
         if not isfinite(loss):
-            raise ArithmeticError(f"Trainer: loss: wanted a finite one, got {loss}, epoch {epoch}")
+            got = f"{loss} in epoch {epoch + 1}"
+            raise ArithmeticError(f"Trainer: loss: wanted a finite one, got {got}")
         own, averaged = self._validations(epoch)
         return EpochRecord(
             epoch=epoch + 1,
