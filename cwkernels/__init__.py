@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cwkernels._version import __version__  # noqa: F401
 
 if TYPE_CHECKING:
-    from cwkernels import data, networks, nn, ops, optim, spaces
+    from cwkernels import data, networks, nn, ops, optim, spaces, training
     from cwkernels.about import build_info
     from cwkernels.ops import (
         backend,
@@ -36,6 +36,7 @@ __all__ = [
     "set_float32_conv_precision",
     "spaces",
     "synchronize",
+    "training",
     "workspace_bytes",
 ]
 

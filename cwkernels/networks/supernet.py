@@ -206,6 +206,10 @@ class SuperNetwork(nn.Module):
         rows = torch.stack([set_map.rows(arch) for set_map in self._maps()], dim=-1)
         return torch.stack([codes, rows], dim=-1)
 
+    def maps_on_device(self) -> list[Tensor]:
+        """The map of each decision as kernels read it; a split writes them in place."""
+        return [set_map.on_device for set_map in self._maps()]
+
     def select_on_device(self, arch: Tensor) -> Selection:
         """The same where `arch` lies, without reading it on the host: one launch of `ops.select`.
 
@@ -222,8 +226,8 @@ class SuperNetwork(nn.Module):
         if arch.dim() not in (1, 2) or arch.shape[-1] != decisions or not arch.numel():
             wanted = f"int64 [{decisions}] or [A, {decisions}], A at least 1"
             raise ValueError(f"forward: arch: wanted {wanted}, got {list(arch.shape)}")
-        maps = [set_map.on_device for set_map in self._maps()]
-        choices, norm_rows = ops.select(arch.reshape(-1, decisions), maps, self._layout)
+        by_arch = arch.reshape(-1, decisions)
+        choices, norm_rows = ops.select(by_arch, self.maps_on_device(), self._layout)
         return Selection(choices.reshape(*arch.shape, 2), norm_rows)
 
     def _selected(self, images: Tensor, arch: Tensor) -> Selection:
