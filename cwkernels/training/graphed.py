@@ -98,7 +98,6 @@ class GraphedStep:
         self._images, self._labels = images, labels
         self._inputs = _inputs(net, optimizer, batch_size, architectures)
         self._tensors = [*net.parameters(), *net.buffers()]
-        self._by_pointer = runs_on(device)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._loss = images.new_zeros((), dtype=torch.float32)
@@ -176,7 +175,8 @@ class GraphedStep:
         )
         labels = self._labels.index_select(0, inputs.indices)
         net = self._net
-        selected = net.select_on_device(inputs.arch) if self._by_pointer else inputs.arch
+        by_pointer = runs_on(inputs.arch.device)
+        selected = net.select_on_device(inputs.arch) if by_pointer else inputs.arch
         # Before backward: gradients that it makes anew lie in the graph's own memory.
         self._optimizer.zero_grad()
         logits = net(images, selected)
