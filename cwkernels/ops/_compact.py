@@ -37,7 +37,7 @@ def bank_gradient(rows: Tensor, values: Tensor, shape: Sequence[int], dense_grad
     Compact: a sparse COO tensor with one sparse dimension. Dense: zeros elsewhere.
     """
     # Rows that were chosen on the host, of values that a GPU computed.
-    rows = rows.to(values.device)
+    rows = rows.to(values.device, non_blocking=True)
     if dense_grad:
         return values.new_zeros(shape).index_copy_(0, rows, values)
     return torch.sparse_coo_tensor(
@@ -93,12 +93,22 @@ def bank_gradients(
         # While a graph is traced, how many rows there will be is not known: perhaps none.
         return isinstance(row.shape[0], torch.SymInt) or row.shape[0] > 0
 
+    if values:
+        rows = _beside(rows, values[0].device)
     return [
         bank_gradient(row, value, bank.shape, dense_grad)
         if need and (dense_grad or was_read(row))
         else None
         for need, row, value, bank in zip(needed, rows, values, banks, strict=True)
     ]
+
+
+def _beside(rows: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Rows that the host chose, where the values lie: one copy for all of them, not awaited."""
+    if device.type == "cpu" or torch.compiler.is_compiling():
+        return rows
+    sizes = [own.shape[0] for own in rows]
+    return torch.cat(list(rows)).to(device, non_blocking=True).split(sizes)
 
 
 def slot_gradients(
