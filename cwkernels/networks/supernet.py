@@ -238,14 +238,18 @@ class SuperNetwork(nn.Module):
                 wanted = "a tensor on the CPU or on the device of the images"
                 raise ValueError(f"forward: arch: wanted {wanted}, got one on {arch.device}")
             return self.select_on_device(arch)
-        if on_gpu and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
+        if (
+            on_gpu
+            and not torch.compiler.is_compiling()
+            and torch.cuda.is_current_stream_capturing()
+        ):
             wanted = "a tensor on the device while a CUDA graph is captured"
             raise RuntimeError(f"forward: arch: wanted {wanted}, got one on the CPU")
         choices = self.select(arch)
         return Selection(choices, self._norm_rows(choices.reshape(-1, *choices.shape[-2:])))
 
     def _norm_rows(self, choices: Tensor) -> Tensor:
-        """Which row each kind of batch norm updates: [A, D, 2] to [R, A], -1 where it is not run."""
+        """Which row each kind of batch norm updates: [A, D, 2] to [R, A], -1 where none."""
         codes, rows = choices.unbind(-1)
         runs = (codes[:, self._norm_decisions] == self._norm_codes) & self._live(codes)[
             :, self._norm_decisions

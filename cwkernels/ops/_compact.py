@@ -108,7 +108,8 @@ def _beside(rows: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
     if device.type == "cpu" or torch.compiler.is_compiling():
         return rows
     sizes = [own.shape[0] for own in rows]
-    return torch.cat(list(rows)).to(device, non_blocking=True).split(sizes)
+    moved: Sequence[Tensor] = torch.cat(list(rows)).to(device, non_blocking=True).split(sizes)
+    return moved
 
 
 def slot_gradients(

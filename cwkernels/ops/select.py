@@ -29,7 +29,7 @@ class SelectLayout:
     edges: tuple[tuple[int, int], ...] = ()
 
     def flat(self) -> tuple[list[int], list[int], list[int]]:
-        """Codes [D, most candidates] with -1 behind the last, edges, norms: as the kernel has it."""
+        """As the kernel has it: codes [D, most candidates], -1 behind the last; edges; norms."""
         most = max(map(len, self.codes))
         codes = [code for own in self.codes for code in (*own, *(most - len(own)) * (-1,))]
         edges, norms = ([n for pair in pairs for n in pair] for pairs in (self.edges, self.norms))
@@ -51,8 +51,8 @@ def select(arch: Tensor, maps: Sequence[Tensor], layout: SelectLayout) -> tuple[
         layout: codes, batch norms and edges.
 
     Returns:
-        The selection, int32 [A, D, 2], code and row; and int32 [R, A], the row of each kind of batch
-        norm, -1 where the architecture does not run it.
+        The selection, int32 [A, D, 2], code and row; and int32 [R, A], the row of each kind of
+        batch norm, -1 where the architecture does not run it.
 
     Raises:
         ValueError: if shapes or dtypes do not fit together, and for choices that an earlier call
@@ -63,7 +63,9 @@ def select(arch: Tensor, maps: Sequence[Tensor], layout: SelectLayout) -> tuple[
         wanted = f"int64 [A, {len(layout.codes)}]"
         raise ValueError(f"select: arch: wanted {wanted}, got {arch.dtype} {list(arch.shape)}")
     if len(maps) != len(layout.codes):
-        raise ValueError(f"select: maps: wanted {len(layout.codes)}, one a decision, got {len(maps)}")
+        raise ValueError(
+            f"select: maps: wanted {len(layout.codes)}, one a decision, got {len(maps)}"
+        )
     fault = fault_of(arch.device)
     raise_faults(arch.device)
     if current_backend() == "reference":

@@ -55,9 +55,9 @@ class GraphedStep:
     replay. What differs between steps lies in tensors that the graph reads: architecture, image
     indices, augmentation, learning rates, the maps from choices to rows. So it goes on after
     `net.split()`, if the network was built with ``reserve=True``. Whatever else a graph cannot
-    follow is noticed: tensors that moved, another momentum or weight decay, evaluation mode, another
-    precision. Then it is captured again, after `WARM_UP` ordinary steps. Nothing waits for the
-    device. Gradients are dropped after each step.
+    follow is noticed: tensors that moved, another momentum or weight decay, evaluation mode,
+    another precision. Then it is captured again, after `WARM_UP` ordinary steps. Nothing waits for
+    the device. Gradients are dropped after each step.
 
     Without CUDA every step runs as it is.
 

@@ -93,7 +93,7 @@ def test_any_map_and_choices_are_as_the_reference(data: st.DataObject) -> None:
     fault = fault_of(CPU)
     found = []
     for backend in ("kernels", "reference"):
-        with emulated(), ops.backend(backend):  # type: ignore[arg-type]
+        with emulated(), ops.backend(backend):
             results = ops.select(arch, tables(maps, CPU), CHAIN)
         found.append((*results, fault.clone()))
         fault.zero_()

@@ -1,4 +1,4 @@
-"""sgd with rows and a learning rate that lie on the device: bit for bit as with those of the host."""
+"""sgd with rows and a learning rate that lie on the device: bitwise as with those of the host."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -202,6 +202,4 @@ def test_opcheck() -> None:
     arguments = (*lists, 0.0, rate(cpu), MOMENTUM, DECAY)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     with on_emulator():
-        torch.library.opcheck(
-            torch.ops.cwkernels.sgd_slots.default, arguments, test_utils=checks
-        )
+        torch.library.opcheck(torch.ops.cwkernels.sgd_slots.default, arguments, test_utils=checks)

@@ -34,7 +34,9 @@ class Running:
             for i, own in enumerate(channels)
         ]
 
-    def update(self, rows: Tensor, momentum: float | None, counts: tuple[int, ...] = COUNTS) -> None:
+    def update(
+        self, rows: Tensor, momentum: float | None, counts: tuple[int, ...] = COUNTS
+    ) -> None:
         ops.update_statistics(
             self.mean, self.var, self.batches, self.measured, rows, counts, momentum=momentum
         )

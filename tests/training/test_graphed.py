@@ -131,7 +131,7 @@ class Stock(TorchDispatchMode):
     """Counts the operations of torch, and refuses those that read a value on the host."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
