@@ -30,8 +30,20 @@ ALLOWED: dict[str, set[str]] = {
         "spaces",
     },
     "about": {"_version", "ops"},
+    "ranking": {
+        "_version",
+        "data",
+        "files",
+        "groundtruth",
+        "networks",
+        "nn",
+        "ops",
+        "requires",
+        "spaces",
+    },
     "testing": {"ops", "spaces"},
     "optim": {"nn", "ops"},
+    "groundtruth": {"data", "spaces"},
     "networks": {"nn", "ops", "spaces"},
     "nn": {"ops", "spaces"},
     "spaces": set(),
@@ -40,6 +52,8 @@ ALLOWED: dict[str, set[str]] = {
     "requires": set(),
     "files": set(),
     "_version": set(),
+    "files": set(),
+    "requires": set(),
 }
 
 
