@@ -40,14 +40,10 @@ def notes(evaluation: Evaluation) -> list[str]:
     if e.isomorphic is not None:
         lines.append(f"The benchmark counts {e.isomorphic} of them as different cells.")
     if e.ceiling is None:
-        lines.append(
-            "The ground truth has no single trainings: its noise, the ceiling, is unknown."
-        )
+        lines.append("The ground truth has no single trainings, so its noise is unknown.")
     else:
         lines.append(f"The {CEILING} is one training of each against the mean of its others.")
-    lines.append(
-        "gain: the super-network's tau minus the line's; 95 %: bootstrap over architectures."
-    )
+    lines.append("gain: the super-network's tau minus the line's, in the same bootstrap (95 %).")
     return lines
 
 

@@ -1,9 +1,6 @@
 """Small networks, data and architectures that the tests of the ranking share."""
 
-import importlib
-import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +8,6 @@ from torch import Tensor
 
 import cwkernels as cw
 from cwkernels.ranking import RankingOptions, Scores
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "networks"))
-network_cases = importlib.import_module("network_cases")
 
 
 @cache
