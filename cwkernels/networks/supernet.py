@@ -166,11 +166,11 @@ class SuperNetwork(nn.Module):
         Raises:
             TypeError, ValueError: for what is not architectures of the space, or repeated ones.
         """
-        rows = self.select(archs)[..., 1].T.contiguous()
         index = self.space.index(archs)
         if archs.dim() != 2 or not isinstance(index, Tensor) or len(index.unique()) < len(archs):
             wanted = f"int64 [A, {archs.shape[-1]}], no two the same"
             raise ValueError(f"separate: archs: wanted {wanted}, got {list(archs.shape)}")
+        rows = self.select(archs)[..., 1].T.contiguous()
         number = torch.zeros(len(self.space), dtype=torch.int64, device="cpu")
         number[index.cpu()] = torch.arange(len(archs), device="cpu")
         own = copy.deepcopy(self)

@@ -47,7 +47,9 @@ def metrics(prediction: Array, truth: Array) -> dict[str, float]:
 
 
 def tau(prediction: Array, truth: Array) -> float:
-    """Kendall's tau-b, scipy's; NaN if either is constant."""
+    """Kendall's tau-b, scipy's; NaN if either is constant, or only one architecture."""
+    if len(truth) < 2:
+        return float("nan")
     stats = requires.module("scipy.stats", "evaluate")
     return float(stats.kendalltau(_numbers(prediction), truth).statistic)
 

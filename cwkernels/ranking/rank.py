@@ -164,8 +164,8 @@ def _header(
         "schema": SCHEMA,
         "space": net.space.name,
         "network": digest(net),
-        "images": images.digest(),
         "recalibration": options.recalibration,
+        "images": images.digest(),
         "precision": current_float32_conv_precision(),
         "version": __version__,
         "about": {
