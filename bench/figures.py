@@ -20,7 +20,7 @@ from bench.contestants import PEERS
 from bench.gpu_tables import table
 from bench.harness import Interval, Machine, write_json
 from bench.options import NETWORKS
-from bench.paper import TABLE_1
+from cwkernels.report.paper import TABLE_1
 from bench.passes import PASSES
 from bench.targets import outcomes
 

@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from bench.experiment import NetworkResult
-from bench.paper import TABLE_1
+from cwkernels.report.paper import TABLE_1
 from bench.scaling import OURS, STOCK
 
 SERIES = {"ours": ("cwkernels", "o-"), "authors": ("the authors' way", "s--")}

@@ -16,7 +16,7 @@ from bench.experiment import NetworkResult, training_seconds
 from bench.harness import Samples
 from bench.memory import MemoryUse
 from bench.options import NETWORKS, make_parser, parse
-from bench.paper import TABLE_1
+from cwkernels.report.paper import TABLE_1
 from bench.record import SCHEMA
 
 ROOT = Path(__file__).resolve().parents[2]
