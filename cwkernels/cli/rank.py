@@ -57,13 +57,14 @@ def run(options: argparse.Namespace) -> int:
     source = load_run(options.run)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    net = source.untrained() if options.untrained else source.network()
+    batches = source.batches()
+    net = (source.untrained() if options.untrained else source.network()).to(batches.device)
     count = options.architectures or len(net.space)
     out = options.out or options.run / (UNTRAINED if options.untrained else SCORES)
     scores = rank(
         net,
         evaluated_set(net.space, count),
-        source.batches(),
+        batches,
         _ranking(source, options),
         log=out,
         progress=options.progress,

@@ -1,4 +1,4 @@
-"""What reports read of a run: its config, metrics and evaluation, and which runs are repetitions."""
+"""What reports read of a run, and which runs repeat each other with another seed."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

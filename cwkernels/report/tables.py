@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cwkernels.report.paper import TABLE_1, TABLE_5
+from cwkernels.report.paper import SELECTIONS, TABLE_1, TABLE_5
 from cwkernels.report.runs import Group, baseline_of
 
 TITLES = {
@@ -47,14 +47,16 @@ def table_1(groups: Sequence[Group]) -> Table:
         paper = TABLE_1[group.network]
         near = _nearest(group, list(paper.overheads))
         base = baseline_of(groups, group.network)
-        seconds, size = _mean([r.seconds for r in group.runs]), _mean([r.peak_bytes for r in group.runs])
+        seconds = _mean([run.seconds for run in group.runs])
+        size = _mean([run.peak_bytes for run in group.runs])
         time, memory = f"{seconds:.0f} s", f"{size / 2**20:.0f} MiB"
         if base is not None and base is not group:
             time = _percent(seconds / _mean([r.seconds for r in base.runs]))
             memory = _percent(size / _mean([r.peak_bytes for r in base.runs]))
         said = _said(group, near, (f"{paper.seconds} s", f"{paper.megabytes} MB"), paper.epochs)
         if near is not None:
-            said = (said[0], *(f"{value:+.1f} %" for value in paper.overheads[near]))
+            more_time, more_memory = paper.overheads[near]
+            said = (said[0], f"{more_time:+.1f} %", f"{more_memory:+.1f} %")
         rows.append((*_name(group), time, memory, *said))
     return Table((*head, "paper's memory"), tuple(rows))
 
@@ -69,14 +71,47 @@ def table_5(groups: Sequence[Group]) -> Table:
         said = _said(group, near, _two_digits(paper.baseline), TABLE_1[group.network].epochs)
         if near is not None:
             said = (said[0], *_two_digits(paper.splits[near]))
-        own = (_with_deviation(group, "tau"), _with_deviation(group, "tau_best"))
+        own = (_with_deviation(group, "tau", 3), _with_deviation(group, "tau_best", 3))
         rows.append((*_name(group), *own, *said))
     return Table((*head, "paper's KT 50"), tuple(rows))
 
 
+def selection_table(groups: Sequence[Group]) -> Table:
+    """The one architecture that a ranking selects, beside the numbers of section 4.1."""
+    head = ("network", "variant", "of epochs", "runs", "accuracy, %", "improvement", "paper")
+    rows = []
+    for group in groups:
+        own = (_with_deviation(group, "top_1", 2), _with_deviation(group, "improvement_1", 3))
+        rows.append((*_name(group), *own, *_selected(group)))
+    return Table((*head, "paper's accuracy, %", "paper's improvement"), tuple(rows))
+
+
+def _selected(group: Group) -> tuple[str, str, str]:
+    """What the paper's text says of the baseline, or of the split that it names."""
+    paper, total = SELECTIONS.get(group.network), TABLE_1[group.network].epochs
+    if paper is None or group.variant.is_stop:
+        return "", "", ""
+    split = group.variant.is_split
+    if split and abs(paper.split / total - group.fraction) > CLOSE:
+        return "", "", ""
+    line = f"split at {paper.split} of {total}" if split else f"baseline, {total}"
+    accuracy = "" if paper.accuracy is None else f"{paper.accuracy[split]:.1f}"
+    return line, accuracy, f"{paper.improvement[split]:.2f}"
+
+
 def predictor_table(groups: Sequence[Group]) -> Table:
     """The first run of each variant beside what needs no training, and the ceiling."""
-    head = ("network", "variant", "predictor", "KT all", "95 %", "gain", "KT 50", "top 1", "top 5")
+    head = (
+        "network",
+        "variant",
+        "predictor",
+        "KT all",
+        "95 %",
+        "gain, 95 %",
+        "KT 50",
+        "top 1",
+        "top 5",
+    )
     rows = []
     for group in groups:
         evaluation = group.runs[0].evaluation
@@ -86,14 +121,14 @@ def predictor_table(groups: Sequence[Group]) -> Table:
         for predictor, result in evaluation["results"].items():
             tau, gain = result["tau"], result["gain"]
             interval = f"{_number(tau['low'], 3)} – {_number(tau['high'], 3)}"
-            more = f"{_number(gain['value'], 3)} [{_number(gain['low'], 3)} – {_number(gain['high'], 3)}]"
+            more = f"{_number(gain['low'], 3)} – {_number(gain['high'], 3)}"
             cells = (_number(tau["value"], 3), interval, more)
             rows.append((*named, predictor, *cells, *_selections(result["metrics"])))
         ceiling = evaluation["ceiling"]
         if ceiling is not None:
             cells = (_number(ceiling["tau"], 3), "", "")
             rows.append((*named, "noise ceiling", *cells, *_selections(ceiling)))
-    return Table((*head, "top 10", "impr. 1", "impr. 5", "impr. 10"), tuple(rows))
+    return Table((*head, "top 5", "top 10", "impr. 1", "impr. 5", "impr. 10"), tuple(rows))
 
 
 def _selections(metrics: dict[str, float | None]) -> tuple[str, ...]:
@@ -126,9 +161,9 @@ def _said(
     return "", "", ""
 
 
-def _with_deviation(group: Group, name: str) -> str:
+def _with_deviation(group: Group, name: str, digits: int) -> str:
     mean, deviation = group.mean(name), group.deviation(name)
-    return _number(mean, 3) + ("" if math.isnan(deviation) else f" ± {deviation:.3f}")
+    return _number(mean, digits) + ("" if math.isnan(deviation) else f" ± {deviation:.{digits}f}")
 
 
 def _two_digits(pair: tuple[float, float]) -> tuple[str, str]:
