@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cwkernels.ranking.metrics import TOP
 from cwkernels.report.paper import SELECTIONS, TABLE_1, TABLE_5
 from cwkernels.report.runs import Group, baseline_of
 
@@ -99,19 +100,17 @@ def _selected(group: Group) -> tuple[str, str, str]:
     return line, accuracy, f"{paper.improvement[split]:.2f}"
 
 
+_SELECTED = {
+    "KT 50": ("tau_best", 3),
+    **{f"top {n}": (f"top_{n}", 2) for n in TOP},
+    **{f"impr. {n}": (f"improvement_{n}", 3) for n in TOP},
+}
+"""Metrics by column, each with its digits."""
+
+
 def predictor_table(groups: Sequence[Group]) -> Table:
     """The first run of each variant beside what needs no training, and the ceiling."""
-    head = (
-        "network",
-        "variant",
-        "predictor",
-        "KT all",
-        "95 %",
-        "gain, 95 %",
-        "KT 50",
-        "top 1",
-        "top 5",
-    )
+    head = ("network", "variant", "predictor", "KT all", "95 %", "gain, 95 %", *_SELECTED)
     rows = []
     for group in groups:
         evaluation = group.runs[0].evaluation
@@ -128,13 +127,11 @@ def predictor_table(groups: Sequence[Group]) -> Table:
         if ceiling is not None:
             cells = (_number(ceiling["tau"], 3), "", "")
             rows.append((*named, "noise ceiling", *cells, *_selections(ceiling)))
-    return Table((*head, "top 5", "top 10", "impr. 1", "impr. 5", "impr. 10"), tuple(rows))
+    return Table(head, tuple(rows))
 
 
 def _selections(metrics: dict[str, float | None]) -> tuple[str, ...]:
-    names = [("tau_best", 3), *((f"top_{n}", 2) for n in (1, 5, 10))]
-    names += [(f"improvement_{n}", 3) for n in (1, 5, 10)]
-    return tuple(_number(metrics[name], digits) for name, digits in names)
+    return tuple(_number(metrics[name], digits) for name, digits in _SELECTED.values())
 
 
 def _name(group: Group) -> tuple[str, ...]:
