@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cwkernels.ranking.metrics import TOP
+from cwkernels.report.paper import SELECTIONS
 from cwkernels.report.runs import Group, RunRecord, baseline_of
 from cwkernels.report.tables import TITLES, Table
 
@@ -119,7 +120,18 @@ def _sweep(groups: Sequence[Group], network: str) -> Panel:
         tuple(lines),
         falling=True,
         improvement=(evaluation["mean"], evaluation["best"]),
+        marks=_selected_in_the_paper(network),
     )
+
+
+def _selected_in_the_paper(network: str) -> tuple[tuple[str, float], ...]:
+    """The accuracies that the paper's text gives of the one architecture selected."""
+    paper = SELECTIONS.get(network)
+    if paper is None:
+        return ()
+    names = ("paper: baseline's top 1", f"paper: top 1, split at {paper.split}")
+    pairs = zip(names, paper.accuracy, strict=True)
+    return tuple((name, value) for name, value in pairs if value is not None)
 
 
 def _changes(groups: Sequence[Group], network: str, *, stops: bool) -> Panel | None:

@@ -33,8 +33,8 @@ def picture(figure: Figure) -> bytes:
 
 
 def _draw(axis: Any, panel: Panel) -> None:
-    for label, height in panel.marks:
-        axis.axhline(height, color="gray", linewidth=0.8, label=label)
+    for (label, height), style in zip(panel.marks, ("--", ":"), strict=False):
+        axis.axhline(height, color="gray", linewidth=0.8, linestyle=style, label=label)
     for line in panel.lines:
         y, deviation = np.array(line.y), np.array(line.deviation)
         (drawn,) = axis.plot(line.x, y, marker="o" if len(y) < 20 else None, label=line.label)

@@ -96,8 +96,9 @@ def _selected(group: Group) -> tuple[str, str, str]:
     if split and abs(paper.split / total - group.fraction) > CLOSE:
         return "", "", ""
     line = f"split at {paper.split} of {total}" if split else f"baseline, {total}"
-    accuracy = "" if paper.accuracy is None else f"{paper.accuracy[split]:.1f}"
-    return line, accuracy, f"{paper.improvement[split]:.2f}"
+    accuracy = paper.accuracy[split]
+    said = "" if accuracy is None else f"{accuracy:.1f}"
+    return line, said, f"{paper.improvement[split]:.2f}"
 
 
 _SELECTED = {

@@ -1,5 +1,6 @@
 """`cwkernels rank`, `evaluate` and `report` on the run of a tiny network."""
 
+import contextlib
 import io
 import json
 import os
@@ -132,15 +133,23 @@ def test_errors_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "wanted a number from 1 on, or all, got 'none'" in capsys.readouterr().err
 
 
+def read_all(master: int) -> str:
+    """What a terminal was sent, once its other end is closed."""
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal is an error
+        while part := os.read(master, 1 << 16):
+            shown += part
+    os.close(master)
+    return shown.decode()
+
+
 def test_a_bar_on_a_terminal(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (24, 80))
     with os.fdopen(slave, "w") as terminal, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", terminal)
         assert main(["rank", str(run), *FEW]) == 0
-        terminal.flush()
-        shown = os.read(master, 1 << 16).decode()
-    os.close(master)
+    shown = read_all(master)
     assert "rank:" in shown
     assert "5/5" in shown
 

@@ -128,6 +128,7 @@ def test_figure_4(groups: list[Group]) -> None:
     assert [panel.title for panel in top] == ["NAS-Bench-201 only Conv."]
     labels = [line.label for line in top[0].lines]
     assert labels == ["baseline", "split at 12"]
+    assert [value for _, value in top[0].marks] == [93.6, 93.7]
     split = top[0].lines[1]
     assert split.x == tuple(range(64, 0, -1))
     assert split.y[0] == pytest.approx(top[0].lines[0].y[0])  # all architectures: the same mean
@@ -149,7 +150,8 @@ def test_figure_6(groups: list[Group]) -> None:
     ((panel,),) = figure(groups, "figure_6").rows
     assert panel.x == "stopped after epoch (of 20)"
     change = groups[3].mean("top_1") - groups[2].mean("top_1")
-    assert (panel.lines[0].x, panel.lines[0].y) == ((8,), pytest.approx((change,)))
+    assert panel.lines[0].x == (8,)
+    assert panel.lines[0].y == pytest.approx((change,))
 
 
 def test_figure_7(groups: list[Group]) -> None:
