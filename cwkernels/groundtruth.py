@@ -119,9 +119,8 @@ def load_nb201(
     chosen = place[nb201("full").index(space.codes(space.all()))]
 
     def column(name: str, dtype: torch.dtype) -> Tensor:
-        return torch.tensor([float(row[name]) for row in rows], dtype=torch.float64)[chosen].to(
-            dtype
-        )
+        values = torch.tensor([float(row[name]) for row in rows], dtype=torch.float64)
+        return values[chosen].to(dtype)
 
     return GroundTruth(
         space,

@@ -4,9 +4,11 @@ from functools import cache
 from typing import Any
 
 import torch
+from network_cases import Network, built_split
 from torch import Tensor
 
 import cwkernels as cw
+from cwkernels.nn import RunningStatistics
 from cwkernels.ranking import RankingOptions, Scores
 
 
@@ -15,6 +17,15 @@ def data() -> cw.data.Batches:
     """48 validation images, and training batches of 16."""
     images = cw.data.generate_cifar10(400, 10)
     return cw.data.Batches(images, seed=0, batch_size=16, validation=48)
+
+
+def trained(name: str) -> Network:
+    """A split network whose batch norms have seen batches, so that forgetting them matters."""
+    net = built_split(name)
+    for module in net.modules():
+        if isinstance(module, RunningStatistics):
+            module.num_batches_tracked.fill_(7)
+    return net
 
 
 def options(**changed: Any) -> RankingOptions:

@@ -7,8 +7,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from network_cases import built_split
-from ranking_cases import archs_of, assert_same_scores, data, options
+from ranking_cases import archs_of, assert_same_scores, data, options, trained
 from torch import Tensor
 
 import cwkernels as cw
@@ -37,7 +36,7 @@ def counted() -> Iterator[list[int]]:
 @pytest.mark.parametrize("way", list(WAYS))
 @pytest.mark.parametrize("chunk", [1, 4, None])
 def test_scores_are_bitwise_those_without(way: str, chunk: int | None) -> None:
-    net = built_split("macro")
+    net = trained("macro")
     archs = archs_of(net, 12)
     shared = rank(net, archs, data(), options(recalibration=way, chunk=chunk), progress=False)
     plain = options(recalibration=way, share_prefixes=False)
@@ -47,7 +46,7 @@ def test_scores_are_bitwise_those_without(way: str, chunk: int | None) -> None:
 
 def test_recalibrated_statistics_depend_on_the_prefix_alone() -> None:
     """Two architectures that part at the last layer: all norms before it are the same, bitwise."""
-    net = built_split("macro")
+    net = trained("macro")
     archs = torch.tensor([[1, 2, 0, 2, 1, 2, 0, 1], [1, 2, 0, 2, 1, 2, 0, 2]])
     own = net.separate(archs)
     own.statistics_momentum = None
@@ -75,7 +74,7 @@ def test_all_of_macro_costs_9840_layer_runs() -> None:
 
 def test_a_batch_runs_each_prefix_once() -> None:
     """A subtree of 27: 5 layers in common, then 3 + 9 + 27 nodes, for 3 + 3 batches."""
-    net = built_split("macro")
+    net = trained("macro")
     archs = torch.cartesian_prod(*(torch.arange(3),) * 3)
     archs = torch.cat([torch.tensor([[1, 0, 2, 1, 2]]).expand(27, 5), archs], dim=1)
     with counted() as calls:

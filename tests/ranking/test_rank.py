@@ -4,8 +4,8 @@ from itertools import islice
 
 import pytest
 import torch
-from network_cases import Network, assert_same_state, built_split, every_network, snapshot
-from ranking_cases import archs_of, assert_same_scores, data, options
+from network_cases import Network, assert_same_state, every_network, snapshot
+from ranking_cases import archs_of, assert_same_scores, data, options, trained
 from torch import Tensor, nn
 
 import cwkernels as cw
@@ -27,7 +27,7 @@ def alone(net: Network, archs: Tensor, chosen: RankingOptions) -> cw.ranking.Sco
 @every_network
 @every_way
 def test_a_score_does_not_depend_on_the_others(name: str, way: str) -> None:
-    net = built_split(name)
+    net = trained(name)
     archs = archs_of(net)
     chosen = options(recalibration=way, chunk=5, share_prefixes=False)
     together = rank(net, archs, data(), chosen, progress=False)
@@ -38,7 +38,7 @@ def test_a_score_does_not_depend_on_the_others(name: str, way: str) -> None:
 @every_network
 @every_way
 def test_the_network_is_left_as_it_is(name: str, way: str) -> None:
-    net = built_split(name)
+    net = trained(name)
     before, training = snapshot(net), [module.training for module in net.modules()]
     for share in (True, False):
         chosen = options(recalibration=way, share_prefixes=share)
@@ -77,7 +77,7 @@ def validation_images() -> list[Tensor]:
 @every_network
 @every_way
 def test_losses_are_those_of_stock_torch(name: str, way: str) -> None:
-    net = built_split(name)
+    net = trained(name)
     archs = archs_of(net, 4)[:4]
     chosen = options(recalibration=way, share_prefixes=False)
     scores = rank(net, archs, data(), chosen, progress=False)
@@ -90,7 +90,7 @@ def test_losses_are_those_of_stock_torch(name: str, way: str) -> None:
 
 
 def test_every_way_gives_other_scores() -> None:
-    net = built_split("nb201")
+    net = trained("nb201")
     archs = archs_of(net, 2)[:1]
     losses = [
         float(rank(net, archs, data(), options(recalibration=way), progress=False).loss)
@@ -100,7 +100,7 @@ def test_every_way_gives_other_scores() -> None:
 
 
 def test_a_network_that_gives_nan_has_no_accuracy() -> None:
-    net = built_split("nb201")
+    net = trained("nb201")
     with torch.no_grad():
         net.classifier.bias[0] = torch.nan
     scores = rank(net, archs_of(net, 2), data(), options(), progress=False)
@@ -108,7 +108,7 @@ def test_a_network_that_gives_nan_has_no_accuracy() -> None:
 
 
 def test_all_validation_images_by_default() -> None:
-    net = built_split("nb201")
+    net = trained("nb201")
     archs = archs_of(net, 2)[:1]
     every = rank(net, archs, data(), RankingOptions(batches=3), progress=False)
     same = rank(net, archs, data(), options(images=48), progress=False)
@@ -118,7 +118,7 @@ def test_all_validation_images_by_default() -> None:
 
 
 def test_wrong_architectures_are_refused() -> None:
-    net = built_split("nb201")
+    net = trained("nb201")
 
     def scored(archs: object) -> None:
         rank(net, archs, data(), options(), progress=False)  # type: ignore[arg-type]
@@ -141,7 +141,7 @@ def test_wrong_options_are_refused() -> None:
     for name in ("batches", "images", "chunk"):
         with refused(ValueError, f"RankingOptions: {name}: wanted at least 1, got 0"):
             options(**{name: 0})
-    net = built_split("nb201")
+    net = trained("nb201")
     archs = archs_of(net, 1)
     with refused(ValueError, "rank: images: wanted 1 … 48 validation images, got 49"):
         rank(net, archs, data(), options(images=49), progress=False)
