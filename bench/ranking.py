@@ -1,14 +1,13 @@
 """How many architectures a second are ranked, beside stock PyTorch: `python -m bench.ranking`.
 
 Ranking one architecture is recalibration, 20 training batches through a network whose statistics
-were reset, and validation. Ours ranks NAS-Bench-201 eight architectures at a time on shared images,
-and Macro with shared prefixes: measured is a full subtree, all architectures that agree in the
-first layers, which is what `cw.ranking.rank` runs chunk by chunk, so that all 6561 take as many
-times as long as there are such subtrees. Stock torch does the same work channels-last, one
-architecture at a time, on some of these architectures, evenly spread. Both see the same images.
-
-The cost of a subtree depends on the layers that it has in common. The one measured has one of each
-candidate there, so neither the lightest nor the heaviest ones decide.
+were reset, and validation. Stock torch does it channels-last, one architecture at a time. Ours
+ranks NAS-Bench-201 eight architectures at a time on shared images, and Macro with shared prefixes:
+measured is a full subtree, all architectures that agree in the first layers, as `cw.ranking.rank`
+runs one chunk by chunk, and the time for all 6561 is extrapolated: so many times as long as there
+are such subtrees. What this subtree's architectures have in common are the heaviest layers, so that
+the time is rather too long. Stock torch's is that of nine architectures among which every candidate
+is chosen equally often in each layer: their mean is that of all, as costs of layers add up.
 """
 
 import sys
@@ -35,13 +34,12 @@ from cwkernels.ranking.options import WAYS
 from cwkernels.ranking.prefix import layer_runs, score_by_prefix
 from cwkernels.ranking.tally import Tally
 from cwkernels.ranking.together import score_together
+from cwkernels.spaces.macro import K5_E6
 
 MODULE = "bench.ranking"
 SCHEMA = "cwkernels-ranking-1"
 SETTING = "keeping"
 OURS, STOCK = "cwkernels", "stock torch, channels-last"
-COMMON = (0, 1, 2)
-"""What the architectures of Macro's subtree begin with: one of each candidate."""
 TOGETHER = 8
 TARGETS = {"macro": 6.0, "full": 2.5, "no_zero": 2.5, "only_conv": 2.5}
 """How many times stock's rate ours should be."""
@@ -54,8 +52,18 @@ def architectures_of(network: str, levels: int) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         return space.all()[torch.randperm(len(space), generator=generator)[:TOGETHER]]
     below = torch.cartesian_prod(*(torch.arange(3),) * levels).reshape(-1, levels)
-    fixed = [COMMON[d % len(COMMON)] for d in range(space.num_decisions - levels)]
-    return torch.cat([torch.tensor(fixed).expand(len(below), -1), below], dim=1)
+    common = torch.full((len(below), space.num_decisions - levels), K5_E6)
+    return torch.cat([common, below], dim=1)
+
+
+def sample_of(network: str, archs: Tensor) -> Tensor:
+    """What stock torch ranks: the same architectures, or of Macro nine that stand for all."""
+    if network != "macro":
+        return archs
+    # An orthogonal array: any two of its four columns hold every pair once.
+    a, b = torch.cartesian_prod(torch.arange(3), torch.arange(3)).unbind(1)
+    columns = [a, b, (a + b) % 3, (a + 2 * b) % 3]
+    return torch.stack([*columns, *reversed(columns)], dim=1)
 
 
 def scoring_images(batch: int, batches: int, images: int) -> ScoringImages:
@@ -115,7 +123,7 @@ def actions_of(
 def measure(network: str, options: Namespace, images: ScoringImages) -> dict[str, Any]:
     """Seconds for each architecture, and how many times stock's ours is as fast."""
     archs = architectures_of(network, options.levels)
-    sample = archs[:: max(len(archs) // options.stock, 1)][: options.stock]
+    sample = sample_of(network, archs)
     samples = interleave(
         [actions_of(network, archs, sample, images)],
         rounds=options.rounds,
@@ -198,7 +206,6 @@ def parse(arguments: Sequence[str]) -> Namespace:
         ("batches", 20, "batches of the recalibration"),
         ("images", 1280, "validation images"),
         ("levels", 4, "layers of Macro that the subtree varies: 3 to that power architectures"),
-        ("stock", 8, "architectures that stock torch ranks in a round"),
         ("rounds", 2, "timed rounds, raised to an even number"),
         ("threads", 2, "threads, pinned"),
     ):
