@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 from cwkernels._version import __version__  # noqa: F401
 
 if TYPE_CHECKING:
-    from cwkernels import data, networks, nn, ops, optim, spaces, training
+    from cwkernels import (
+        data,
+        groundtruth,
+        networks,
+        nn,
+        ops,
+        optim,
+        ranking,
+        spaces,
+        training,
+    )
     from cwkernels.about import build_info
     from cwkernels.ops import (
         backend,
@@ -27,10 +37,12 @@ __all__ = [
     "build_info",
     "data",
     "float32_conv_precision",
+    "groundtruth",
     "networks",
     "nn",
     "ops",
     "optim",
+    "ranking",
     "release_workspace",
     "set_backend",
     "set_float32_conv_precision",

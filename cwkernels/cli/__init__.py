@@ -14,6 +14,10 @@ from cwkernels._version import __version__
 
 COMMANDS = {
     "train": "train a super-network, or go on with a run that was cut",
+    "rank": "score architectures by the super-network of a run",
+    "evaluate": "compare scores with a benchmark's ground truth",
+    "report": "write the paper's tables and figures from the records of runs",
+    "bench": "run a benchmark of a checkout",
     "doctor": "say what this machine can do and what is missing",
 }
 """The commands, each a module of that name, and what it does in one line."""

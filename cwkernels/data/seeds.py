@@ -12,6 +12,7 @@ EPOCH = 1
 GENERATED = 2
 ARCHITECTURES = 3  # those that train
 VALIDATED = 4  # those that validation runs
+EVALUATED = 5
 
 
 def seeded_generator(operation: str, seed: int, *key: int) -> torch.Generator:

@@ -55,7 +55,7 @@ class MacroSuperNetwork(SuperNetwork):
         value = self.head(value, recorder)
         if self.training:
             recorder.write(self.statistics_momentum)
-        return self._classify(value)
+        return self.classify(value)
 
     def standalone(self, arch: Tensor) -> MacroNetwork:
         """A plain torch network of one architecture, with this network's weights.

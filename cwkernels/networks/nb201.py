@@ -106,7 +106,7 @@ class NB201SuperNetwork(SuperNetwork):
             relu=True,
             training=self.training,
         )
-        return self._classify(normalized)
+        return self.classify(normalized)
 
     def standalone(self, arch: Tensor) -> NB201Network:
         """A plain torch network of one architecture, with this network's weights.

@@ -1,8 +1,10 @@
 """What both super-networks share: set maps, banks, the split, and which rows a batch reads."""
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -192,6 +194,37 @@ class SuperNetwork(nn.Module):
             theirs = other._maps()[decision]
             self._maps()[decision].assign(theirs.reads.tolist(), theirs.set_of.cpu())
 
+    def separate(self, archs: Tensor) -> Self:
+        """A copy in which each of some architectures has weight sets of its own, and statistics.
+
+        Every bank gets a row for each architecture, a copy of the one that it reads here, and so do
+        the running statistics of all batch norms, the shared ones too. Running the copy in training
+        on all of them, ``copy(images, archs)``, then gives each the running statistics that it
+        would have alone, and touches nothing of this network. Other architectures read the rows of
+        the first.
+
+        Args:
+            archs: int64 [A, D], no two the same.
+
+        Raises:
+            TypeError, ValueError: for what is not architectures of the space, or repeated ones.
+        """
+        index = self.space.index(archs)
+        if archs.dim() != 2 or not isinstance(index, Tensor) or len(index.unique()) < len(archs):
+            wanted = f"int64 [A, {archs.shape[-1]}], no two the same"
+            raise ValueError(f"separate: archs: wanted {wanted}, got {list(archs.shape)}")
+        rows = self.select(archs)[..., 1].T.contiguous()
+        number = torch.zeros(len(self.space), dtype=torch.int64, device="cpu")
+        number[index.cpu()] = torch.arange(len(archs), device="cpu")
+        own = copy.deepcopy(self)
+        for decision, set_map in enumerate(own._maps()):
+            own._grow(decision, rows[decision])
+            set_map.assign(range(self.space.num_decisions), number)
+        for module in own.modules():
+            if isinstance(module, FixedNorm):
+                module.statistics.grow(torch.zeros(len(archs), dtype=torch.int64, device="cpu"))
+        return own
+
     def select(self, arch: Tensor) -> Tensor:
         """What architectures run: int64 [D] or [A, D] to [D, 2] or [A, D, 2], code and row.
 
@@ -269,13 +302,13 @@ class SuperNetwork(nn.Module):
             self.last_rows = selection.by_architecture[..., 1].T
         return selection, Recorder(selection.norm_rows[-1])
 
-    def _classify(self, features: Tensor) -> Tensor:
+    def classify(self, features: Tensor) -> Tensor:
         """Global average and the linear layer: [..., N, C, H, W] to [..., N, num_classes].
 
         An architecture at a time: how a matrix product rounds depends on its number of rows.
         """
         if features.dim() == 5 and not torch.compiler.is_compiling():
-            return torch.stack([self._classify(own) for own in features])
+            return torch.stack([self.classify(own) for own in features])
         pooled = features.mean((-2, -1))
         if features.dim() == 5:  # in a graph, where a loop would fix their number
             weight = self.classifier.weight.T.expand(pooled.shape[0], -1, -1)
@@ -321,9 +354,15 @@ class Recorder:
         self.measurements: list[Measurement] = []
 
     def fixed(self, norm: FixedNorm, measured: Tensor, count: int) -> None:
-        """A shared batch norm: every architecture updates its one row, in order."""
-        statistics = measured.expand(self.shared_rows.shape[0], *measured.shape[-2:])
-        self.measurements.append(Measurement(norm.statistics, statistics, self.shared_rows, count))
+        """A shared batch norm: every architecture updates its one row, in order.
+
+        In a network that `SuperNetwork.separate` made each updates the row of its own.
+        """
+        rows = self.shared_rows
+        statistics = measured.expand(rows.shape[0], *measured.shape[-2:])
+        if norm.statistics.running_mean.shape[0] > 1:
+            rows = torch.arange(rows.shape[0], dtype=rows.dtype, device=rows.device)
+        self.measurements.append(Measurement(norm.statistics, statistics, rows, count))
 
     def write(self, momentum: float | None) -> None:
         """Updates the running rows."""

@@ -1,5 +1,6 @@
 """The NAS-Bench-Macro layer: identity or an inverted bottleneck."""
 
+import torch
 from torch import Tensor, nn
 
 from cwkernels import ops
@@ -10,6 +11,13 @@ from cwkernels.ops._bottleneck_plan import PROJECTION
 from cwkernels.ops.inverted_bottleneck import statistics_slice
 from cwkernels.spaces.macro import BOTTLENECKS, CANDIDATES, IDENTITY, Layer
 from cwkernels.spaces.macro import Bottleneck as Shape
+
+
+def norm_rows(selection: Tensor) -> Tensor:
+    """The row of each code's batch norms, [3, A], -1 where another runs; of int64 [2] or [A, 2]."""
+    codes, rows = selection.reshape(-1, 2).unbind(-1)
+    kinds = torch.arange(len(CANDIDATES), device=codes.device)
+    return rows.where(codes == kinds[:, None], -1)
 
 
 class Bottleneck(nn.Module):

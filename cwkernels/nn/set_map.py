@@ -55,14 +55,13 @@ class SetMap(nn.Module):
         for decision in reversed(self._host_reads):
             counts[decision] += count
             count *= self.num_candidates[decision]
-        values = [*counts, *self._host_set_of.tolist()]
+        values = torch.cat([torch.tensor(counts, device="cpu"), self._host_set_of]).int()
         device = self.set_of.device
-        if self.on_device.device != device or self.on_device.numel() < len(values):
-            size = max(self.on_device.numel(), len(values))
+        if self.on_device.device != device or len(self.on_device) < len(values):
+            size = max(len(self.on_device), len(values))
             self.on_device = torch.zeros(size, dtype=torch.int32, device=device)
         if not self.on_device.is_meta:
-            host = torch.tensor(values, dtype=torch.int32, device="cpu")
-            self.on_device[: len(values)].copy_(host)
+            self.on_device[: len(values)].copy_(values)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

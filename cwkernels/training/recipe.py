@@ -6,10 +6,10 @@ from types import MappingProxyType
 from typing import Literal, get_args
 
 from cwkernels.optim import MomentumBuffers, Unselected
+from cwkernels.ranking.options import Recalibration
 from cwkernels.training.samplers import SamplerName
 
 NewSets = Literal["at_split", "on_first_use"]
-Recalibration = Literal["reset", "running", "batch", "none"]
 
 
 @dataclass(frozen=True)

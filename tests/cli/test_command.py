@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from cwkernels import cli
-from cwkernels.cli import COMMANDS, doctor, main
+from cwkernels.cli import COMMANDS, bench, doctor, main
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,3 +87,19 @@ def test_doctor_says_what_is_missing(
     assert "scipy missing cwkernels evaluate" in lines
     assert any(line.startswith("tqdm found") for line in lines)
     assert sum("missing: no groundtruth/" in line for line in lines) == 2
+
+
+def test_a_benchmark_is_run_with_its_arguments(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "floor", "--no-such-option"]) == 2
+    assert "--no-such-option" in capfd.readouterr().err
+
+
+def test_there_are_no_benchmarks_without_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    assert main(["bench", "floor"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    wanted = "wanted a checkout of cwkernels, where the benchmarks are"
+    got = f"got an installed package in {tmp_path}"
+    assert line == f"cwkernels bench: bench: {wanted}, {got}"

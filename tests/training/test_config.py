@@ -65,7 +65,7 @@ def test_the_configs_of_the_repository_are_good(path: Path) -> None:
             {"nets": {}},
             "config: nets: wanted one of network, data, recipe, run, got an unknown key",
         ),
-        ({"network": {"chanels": 4}}, "config: network.chanels: wanted one of name, subset"),
+        ({"network": {"width": 4}}, "config: network.width: wanted one of name, subset"),
         ({"network": 4}, "config: network: wanted a table, got 4"),
         ({"network": {"name": "darts"}}, "network.name: wanted 'nb201' or 'macro', got 'darts'"),
         ({"network": {"channels": "4"}}, "config: network.channels: wanted an integer, got '4'"),

@@ -25,8 +25,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 MOMENTS: list[tuple[str, Moment]] = [
-    # A checkpoint of this run syncs four times: tensors, folder, JSON, folder.
-    *(("default", AtSync(number)) for number in (0, 1, 2, 3, 14, 37)),
+    # A checkpoint of this run syncs four times: tensors, folder, JSON, folder. Two of them, then
+    # the record of the first epoch (8) and its checkpoint (9), the split's (13), …
+    *(("default", AtSync(number)) for number in (0, 2, 8, 9, 14, 26, 37)),
     *(("default", AtStep(step)) for step in (1, STEPS, 4 * STEPS)),
     ("default", AfterSplit(STEPS)),
     ("default", AfterSplit(2 * STEPS)),
@@ -43,6 +44,8 @@ def test_a_killed_run_goes_on_bitwise(
     path = tmp_path / "run"
     create_run(path, tiny_config(NAMED[recipe]))
     assert run_until(moment, path) == KILLED
+    if isinstance(moment, AfterSplit):
+        assert load_run(path).network().num_weight_sets == (28 if moment.step == STEPS else 76)
     finish(path)
     assert_same_run(path, uninterrupted[recipe])
     left = {file.suffix for file in (path / "checkpoints").iterdir()}
