@@ -45,6 +45,7 @@ static_assert(sizeof(StatisticsLaunch) <= 4096);
 // Rows by pointer: every batch norm is in the launch. The 78 of a NAS-Bench-201 network, 12 a cell,
 // and Macro's 53 fit one.
 constexpr int kStatisticsSlots = 84;
+static_assert(kStatisticsSlots >= 6 * 12 + 6 && kStatisticsSlots >= 53);
 
 struct StatisticsSlots {
   double momentum;
