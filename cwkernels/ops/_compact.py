@@ -45,6 +45,19 @@ def bank_gradient(rows: Tensor, values: Tensor, shape: Sequence[int], dense_grad
     )
 
 
+def slot_gradient(rows: Tensor, values: Tensor, shape: Sequence[int], dense_grad: bool) -> Tensor:
+    """`bank_gradient` from as many slots as there are architectures, chosen on the device.
+
+    Slot u of `values` [A, ...] is the gradient of row ``rows[u]``, where each row stands once, in
+    any order; -1 for a slot that belongs to none and holds anything. Nothing waits for the device.
+    """
+    if dense_grad:
+        beyond = shape[0]
+        gradient = values.new_zeros((beyond + 1, *shape[1:]))
+        return gradient.index_copy_(0, torch.where(rows < 0, beyond, rows), values)[:beyond]
+    return torch.sparse_coo_tensor(rows[None], values, tuple(shape), check_invariants=False)
+
+
 class _SelectRow(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, bank: Tensor, row: int) -> Tensor:
@@ -85,4 +98,18 @@ def bank_gradients(
         if need and (dense_grad or was_read(row))
         else None
         for need, row, value, bank in zip(needed, rows, values, banks, strict=True)
+    ]
+
+
+def slot_gradients(
+    rows: Tensor,
+    values: Sequence[Tensor],
+    banks: Sequence[Tensor],
+    needed: Sequence[bool],
+    dense_grad: bool,
+) -> list[Tensor | None]:
+    """`slot_gradient` of each bank that needs one, from all their `rows` [banks, A]."""
+    return [
+        slot_gradient(own, value, bank.shape, dense_grad) if need else None
+        for need, own, value, bank in zip(needed, rows.unbind(), values, banks, strict=True)
     ]
