@@ -443,8 +443,8 @@ inline int launch_cell_node(const CellTileLaunch& p, void* stream) {
 template <class Launch, class T>
 int launch_cell_forward(Launch& launch, CellLaunch<T>& l, void* stream) {
   for (l.node = 0; l.node < kCellNodes; ++l.node) {
-    bool works = false;
-    for (int i = 0; i < l.count; ++i) {
+    bool works = l.chosen && (l.node < 3 || !is_fused(l.p));
+    for (int i = 0; !l.chosen && i < l.count; ++i) {
       const CellArchitecture& own = l.architectures[i];
       works |= is_fused(l.p) ? cell_evaluation_works(own, l.node) : cell_forward_works(own, l.node);
     }

@@ -9,6 +9,7 @@ from cwkernels.ops.copy_rows import copy_rows
 from cwkernels.ops.gather_conv import gather_conv
 from cwkernels.ops.inverted_bottleneck import inverted_bottleneck
 from cwkernels.ops.nb201_cell import nb201_cell
+from cwkernels.ops.nb201_plan import NB201Plan, nb201_plan
 from cwkernels.ops.norm_add import norm_add
 from cwkernels.ops.precision import (
     current_float32_conv_precision,
@@ -20,6 +21,7 @@ from cwkernels.ops.update_statistics import update_statistics
 from cwkernels.ops.workspace import release_workspace, workspace_bytes
 
 __all__ = [
+    "NB201Plan",
     "backend",
     "batch",
     "conv_norm",
@@ -31,6 +33,7 @@ __all__ = [
     "has_cuda_kernels",
     "inverted_bottleneck",
     "nb201_cell",
+    "nb201_plan",
     "norm_add",
     "release_workspace",
     "set_backend",

@@ -21,6 +21,7 @@ OPERATIONS = {
     "inverted_bottleneck_backward",
     "nb201_cell",
     "nb201_cell_backward",
+    "nb201_plan",
     "norm_add",
     "norm_add_backward",
     "poison_workspace",
