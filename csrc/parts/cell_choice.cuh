@@ -53,8 +53,8 @@ __host__ __device__ constexpr int kernel_size(const CellChoice& edge) {
   return is(edge, CellCode::conv_3x3) ? 3 : 1;
 }
 
-// What a pass stores: for its backward pass, too; for its own later launches; in evaluation, only the
-// nodes, as edges are normalised when they are convolved.
+// What a pass stores: for its backward pass, too; for its own later launches; in evaluation, only
+// the nodes, as edges are normalised when they are convolved.
 enum class CellMode { kept, measured, fused };
 constexpr int kCellModes = 3;
 static_assert(sizeof(CellArchitecture) * kCellModes == kCellPlanInts * sizeof(int32_t));
