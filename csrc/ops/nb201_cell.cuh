@@ -21,6 +21,9 @@
 //
 // Blocks: at most two a processor for each architecture, 264 on an H100, each with its run of
 // pixels, so that statistics are few partial results and do not depend on the other architectures.
+//
+// Where only the device knows the choice, the grid and all launches are the same for any; a block
+// reads the 116 bytes of its architecture, out of L2, and one without work returns.
 namespace cwkernels {
 
 // Four channels of a node: read where it is stored, or summed on their load and stored where that

@@ -14,12 +14,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-Tensor nb201_plan_cpu(const Tensor& /*selection*/, const std::vector<int64_t>& /*rows*/,
-                      int64_t /*per_edge*/) {
-  CWK_CHECK(false, "nb201_plan", "selection", "a tensor on a GPU, whose kernels read plans",
-            "one on the CPU");
-}
-
 #if CWK_WITH_CUDA
 Tensor nb201_plan_gpu(const Tensor& selection, const std::vector<int64_t>& rows, int64_t per_edge) {
   const GpuCall call("nb201_plan", selection);
@@ -49,8 +43,6 @@ Tensor nb201_plan_gpu(const Tensor& selection, const std::vector<int64_t>& rows,
 }  // namespace cwkernels
 
 CWK_SCHEMAS(m) { m.def("nb201_plan(Tensor selection, int[] rows, int per_edge) -> Tensor"); }
-
-CWK_CPU_FUNCTIONS(m) { m.impl("nb201_plan", TORCH_BOX(&cwkernels::nb201_plan_cpu)); }
 
 #if CWK_WITH_CUDA
 CWK_GPU_FUNCTIONS(m) { m.impl("nb201_plan", TORCH_BOX(&cwkernels::nb201_plan_gpu)); }

@@ -68,8 +68,8 @@ MUTANTS = (
     Mutant(
         "the gradients of a row that several architectures read: the first one's alone",
         _WEIGHTS,
-        "if (l.jobs[j].leader != job.leader) continue;",
-        "if (l.jobs[j].leader != job.leader || (MUTANT && j != job.leader)) continue;",
+        "if (!(job.readers >> slot & 1)) continue;",
+        "if (!(job.readers >> slot & 1) || (MUTANT && slot != job.first)) continue;",
         (_TEST, "-k", "emulated and summed_in_order"),
     ),
     Mutant(
