@@ -60,8 +60,8 @@ constexpr int kCellModes = 3;
 static_assert(sizeof(CellArchitecture) * kCellModes == kCellPlanInts * sizeof(int32_t));
 
 // Most places that an architecture needs, if all are of one kind. Kept: a raw output for each edge,
-// and both inner nodes, as many as six convolutions leave. Measured: each edge has a
-// raw output or, if it is a skip or a pool, the node that is stored for it.
+// and both inner nodes, as many as six convolutions leave. Measured: each edge has a raw output or,
+// if it is a skip or a pool, the node that is stored for it.
 __host__ __device__ constexpr int cell_places(CellMode mode) {
   return mode == CellMode::kept ? kCellKept : mode == CellMode::measured ? kCellEdges : 2;
 }
