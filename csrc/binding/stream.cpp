@@ -10,28 +10,41 @@ void check(const char* call, AOTITorchError error) {
   STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "cwkernels: ", call, " failed with error ", error);
 }
 
+// A CPU-only torch exports neither name below, so linking against one would make the whole library
+// unloadable there: both are looked up where they are needed. torch is loaded without RTLD_GLOBAL,
+// and its CUDA half is no dependency of ours: that is asked by its file's name.
+void* symbol(const char* name) {
+  if (void* found = dlsym(RTLD_DEFAULT, name)) return found;
+  void* const cuda = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+  if (cuda == nullptr) return nullptr;
+  void* const found = dlsym(cuda, name);
+  dlclose(cuda);  // torch keeps it
+  return found;
+}
+
 }  // namespace
 
-// A CPU-only torch exports neither name, so linking against one would make the whole library
-// unloadable there: both are looked up where they are needed. torch 2.13 made the handle of any
-// stream part of the stable interface; before that there is the CUDA-only call.
+// torch 2.13 made the handle of any stream part of the stable interface; before that there is the
+// CUDA-only call.
+constexpr const char* kAnyStream = "torch_stream_native_handle";
+constexpr const char* kCudaStream = "aoti_torch_get_current_cuda_stream";
+
 void* current_stream(int32_t device_index) {
   using NativeHandle = AOTITorchError (*)(StreamHandle, void**);
   using CurrentCudaStream = AOTITorchError (*)(int32_t, void**);
   void* stream = nullptr;
-  if (auto native =
-          reinterpret_cast<NativeHandle>(dlsym(RTLD_DEFAULT, "torch_stream_native_handle"))) {
+  static const auto native = reinterpret_cast<NativeHandle>(symbol(kAnyStream));
+  if (native != nullptr) {
     StreamHandle handle = nullptr;
     check("aoti_torch_get_current_stream", aoti_torch_get_current_stream(device_index, &handle));
     const torch::stable::accelerator::Stream owner(handle);
-    check("torch_stream_native_handle", native(handle, &stream));
+    check(kAnyStream, native(handle, &stream));
     return stream;
   }
-  auto current = reinterpret_cast<CurrentCudaStream>(
-      dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
+  static const auto current = reinterpret_cast<CurrentCudaStream>(symbol(kCudaStream));
   STD_TORCH_CHECK(current != nullptr,
                   "cwkernels: this torch has no CUDA streams, but a CUDA tensor was given");
-  check("aoti_torch_get_current_cuda_stream", current(device_index, &stream));
+  check(kCudaStream, current(device_index, &stream));
   return stream;
 }
 

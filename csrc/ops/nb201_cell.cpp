@@ -62,8 +62,8 @@ Plans plans_by_value(const char* name, const Tensor& selection, const Tensors& w
 Plans plans_by_pointer(const char* name, const Tensor& plan, const Tensor& images) {
   CWK_CHECK(plan.dim() == 2 && plan.size(1) == kCellPlanInts && plan.is_contiguous(), name,
             "selection", "what nb201_plan gives", describe(plan));
-  CWK_CHECK(plan.device() == images.device(), name, "selection",
-            "a plan on the input's device", "one on another device");
+  CWK_CHECK(plan.device() == images.device(), name, "selection", "a plan on the input's device",
+            "one on another device");
   Plans result;
   result.planned = plan.const_data_ptr();
   result.architectures = plan.size(0);
@@ -274,9 +274,9 @@ Backward backward(const Run& run, const Tensor& grad, const Tensor& input, const
   NB201CellParams params = prepare(images, plans, weights, running_mean, running_var, training,
                                    count_include_pad, eps, winograd);
   params.need_weights = need_weights;
-  const Gradients gradients =
-      plans.planned ? gradients_by_pointer(params, images, weights)
-                    : gradients_by_value(plans, params, images, selection, weights);
+  const Gradients gradients = plans.planned
+                                  ? gradients_by_pointer(params, images, weights)
+                                  : gradients_by_value(plans, params, images, selection, weights);
   Tensor grad_input = images_like(images, images.size(0));
   if (images.numel() == 0) {
     for (Tensor value : gradients.values) torch::stable::zero_(value);

@@ -21,6 +21,9 @@
 //
 // Blocks: at most two a processor for each architecture, 264 on an H100, each with its run of
 // pixels, so that statistics are few partial results and do not depend on the other architectures.
+//
+// Where only the device knows the choice, the grid and all launches are the same for any; a block
+// reads the 116 bytes of its architecture, out of L2, and one without work returns.
 namespace cwkernels {
 
 // Four channels of a node: read where it is stored, or summed on their load and stored where that
@@ -146,18 +149,21 @@ __device__ __forceinline__ bool cell_any_reads(const CellOf<float>& cell, bool r
 
 // Every convolution of a node, of a tile: results(e, output, sums) for each chunk of outputs. The
 // tile is loaded once for all that rectify it, once more if a skip's projection reads it as it is;
-// `store`, or null, gets the node's values with the first of these loads.
+// if it `stores` the node, then with the first of these loads. What the loads need is worked out
+// for each anew, so that no register holds it while the tile is multiplied.
 template <class Precision, class Split, class Results>
 __device__ __forceinline__ void cell_fan_out(const CellTileLaunch& p, const CellOf<float>& cell,
-                                             const TilePlace& tile, const CellNodeFours& value,
-                                             float* store, float* source, float* weights,
+                                             const TilePlace& tile, const Norm<float>* norms,
+                                             bool stores, float* source, float* weights,
                                              const Results& results) {
   const CellRows<Split> rows(p);
 #pragma unroll 1
   for (int pass = 0; pass < 2; ++pass) {
     const bool rectified = pass == 0;
-    if (!cell_any_reads(cell, rectified) && (rectified || !store)) continue;
+    if (!cell_any_reads(cell, rectified) && (rectified || !stores)) continue;
     sync_block();
+    const CellNodeFours value(cell, p.l.node, norms);
+    float* store = stores ? cell.stored(p.l.node) : nullptr;
     cell_load_tile<Precision>(
         p, tile,
         [&](int64_t image, int y, int x, int channel) {
@@ -175,7 +181,7 @@ __device__ __forceinline__ void cell_fan_out(const CellTileLaunch& p, const Cell
           return own;
         },
         source);
-    store = nullptr;
+    stores = false;
     sync_block();
     for (int target = p.l.node + 1; target < kCellNodes; ++target) {
       if (!cell_reads(cell, target, rectified)) continue;
@@ -224,9 +230,7 @@ __global__ void __launch_bounds__(Split::kThreads, Split::kResident)
   }
   cell_load_resident<Precision, Split, false>(p, cell, weights);
   sync_block();
-  const CellNodeFours value(cell, l.node, norms);
   const bool stores = l.node > 0 && cell.own.nodes[l.node] != kNowhere;
-  float* store = stores ? cell.stored(l.node) : nullptr;
   Moments<float>* mine = moments + Split::pixel() / (Split::kM * kMmaRows) * channels;
   for (int64_t number = blockIdx.x; number < p.tiles.count; number += gridDim.x) {
     const TilePlace tile = tile_place(p.tiles, number);
@@ -240,7 +244,7 @@ __global__ void __launch_bounds__(Split::kThreads, Split::kResident)
       cell_measure<Split>(sums, outputs, outputs.count(),
                           mine + leaving_place(e) * Split::kWarpsM * channels + output);
     };
-    cell_fan_out<Precision, Split>(p, cell, tile, value, store, source, weights, keep);
+    cell_fan_out<Precision, Split>(p, cell, tile, norms, stores, source, weights, keep);
   }
   allow_next();
   if (!l.p.training) return;
@@ -255,7 +259,8 @@ __global__ void __launch_bounds__(Split::kThreads, Split::kResident)
 
 // What a tile of node l.node gives without weights, added to the nodes that it enters.
 __device__ __forceinline__ void cell_add_plain(const CellTileLaunch& p, const CellOf<float>& cell,
-                                               const TilePlace& tile, const CellNodeFours& value) {
+                                               const TilePlace& tile) {
+  const CellNodeFours value(cell, p.l.node, nullptr);
   const int pieces = static_cast<int>(p.l.p.channels) / 4, node = p.l.node;
   for (int i = static_cast<int>(threadIdx.x); i < p.tiles.pixels() * pieces;
        i += static_cast<int>(blockDim.x)) {
@@ -303,7 +308,6 @@ __global__ void __launch_bounds__(Split::kThreads, 1)
     }
   }
   cell_load_resident<Precision, Split, false>(p, cell, weights);
-  const CellNodeFours value(cell, l.node, nullptr);
   for (int64_t number = blockIdx.x; number < p.tiles.count; number += gridDim.x) {
     const TilePlace tile = tile_place(p.tiles, number);
     const auto add = [&](int e, int output, typename Split::Sums& sums) {
@@ -321,8 +325,8 @@ __global__ void __launch_bounds__(Split::kThreads, 1)
         store_lanes(to + outputs.offsets[i] + n, own);
       });
     };
-    cell_fan_out<Precision, Split>(p, cell, tile, value, nullptr, source, weights, add);
-    cell_add_plain(p, cell, tile, value);
+    cell_fan_out<Precision, Split>(p, cell, tile, nullptr, false, source, weights, add);
+    cell_add_plain(p, cell, tile);
   }
   allow_next();
 }

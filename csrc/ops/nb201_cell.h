@@ -58,7 +58,7 @@ struct NB201CellParams {
   void* grad_weights[kCellEdges][kCellBanks];  // [U, C, C, R, R]; with `planned` U is A, and
   int64_t* rows;                               // [6 banks_per_edge, A]: the row of each, or -1
   int64_t banks_per_edge;
-  bool need_weights;                           // else grad_weights are not written
+  bool need_weights;  // else grad_weights are not written
 
   bool shared;  // the input is one batch for all architectures, its gradient their sum in order
   int64_t architectures, images, channels, height, width;

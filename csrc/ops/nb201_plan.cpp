@@ -14,15 +14,8 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-Tensor nb201_plan_cpu(const Tensor& /*selection*/, const std::vector<int64_t>& /*rows*/,
-                      int64_t /*per_edge*/) {
-  CWK_CHECK(false, "nb201_plan", "selection", "a tensor on a GPU, whose kernels read plans",
-            "one on the CPU");
-}
-
 #if CWK_WITH_CUDA
-Tensor nb201_plan_gpu(const Tensor& selection, const std::vector<int64_t>& rows,
-                      int64_t per_edge) {
+Tensor nb201_plan_gpu(const Tensor& selection, const std::vector<int64_t>& rows, int64_t per_edge) {
   const GpuCall call("nb201_plan", selection);
   CWK_CHECK(selection.dim() == 3 && selection.size(1) == kCellEdges && selection.size(2) == 2 &&
                 selection.scalar_type() == ScalarType::Int && selection.is_contiguous(),
@@ -33,8 +26,8 @@ Tensor nb201_plan_gpu(const Tensor& selection, const std::vector<int64_t>& rows,
   CWK_CHECK(per_edge == kCellBanks || per_edge == kCellBanks - 1, "nb201_plan", "per_edge",
             "2 or 3", per_edge);
   const int64_t architectures = selection.size(0);
-  Tensor plan = torch::stable::new_empty(
-      selection, std::vector<int64_t>{architectures, kCellPlanInts});
+  Tensor plan =
+      torch::stable::new_empty(selection, std::vector<int64_t>{architectures, kCellPlanInts});
   NB201PlanParams params{};
   params.selection = static_cast<const int32_t*>(selection.const_data_ptr());
   params.plan = static_cast<int32_t*>(plan.mutable_data_ptr());
@@ -50,8 +43,6 @@ Tensor nb201_plan_gpu(const Tensor& selection, const std::vector<int64_t>& rows,
 }  // namespace cwkernels
 
 CWK_SCHEMAS(m) { m.def("nb201_plan(Tensor selection, int[] rows, int per_edge) -> Tensor"); }
-
-CWK_CPU_FUNCTIONS(m) { m.impl("nb201_plan", TORCH_BOX(&cwkernels::nb201_plan_cpu)); }
 
 #if CWK_WITH_CUDA
 CWK_GPU_FUNCTIONS(m) { m.impl("nb201_plan", TORCH_BOX(&cwkernels::nb201_plan_gpu)); }

@@ -50,9 +50,9 @@ __device__ inline void find_slot(CellArchitecture* kept, int64_t a, int e) {
   own.again = first < a;
 }
 
-// One block, a thread an architecture: it reads 48 bytes and writes 348. Then a thread an edge looks
-// for the first architecture that reads the same row. An edge's code decides little, so that it is
-// latency, once a step, of a few hundred instructions; for 16 architectures as for one.
+// One block, a thread an architecture: it reads 48 bytes and writes 348. Then a thread an edge
+// looks for the first architecture that reads the same row. An edge's code decides little, so that
+// it is latency, once a step, of a few hundred instructions; for 16 architectures as for one.
 static __global__ void __launch_bounds__(kPlanThreads) nb201_plan_kernel(NB201PlanParams p) {
   wait_for_previous();
   auto* plans = reinterpret_cast<CellArchitecture*>(p.plan);

@@ -53,15 +53,15 @@ __host__ __device__ constexpr int kernel_size(const CellChoice& edge) {
   return is(edge, CellCode::conv_3x3) ? 3 : 1;
 }
 
-// What a pass stores: for its backward pass, too; for its own later launches; in evaluation, only the
-// nodes, as edges are normalised when they are convolved.
+// What a pass stores: for its backward pass, too; for its own later launches; in evaluation, only
+// the nodes, as edges are normalised when they are convolved.
 enum class CellMode { kept, measured, fused };
 constexpr int kCellModes = 3;
 static_assert(sizeof(CellArchitecture) * kCellModes == kCellPlanInts * sizeof(int32_t));
 
 // Most places that an architecture needs, if all are of one kind. Kept: a raw output for each edge,
-// and both inner nodes, as many as six convolutions leave. Measured: each edge has a
-// raw output or, if it is a skip or a pool, the node that is stored for it.
+// and both inner nodes, as many as six convolutions leave. Measured: each edge has a raw output or,
+// if it is a skip or a pool, the node that is stored for it.
 __host__ __device__ constexpr int cell_places(CellMode mode) {
   return mode == CellMode::kept ? kCellKept : mode == CellMode::measured ? kCellEdges : 2;
 }

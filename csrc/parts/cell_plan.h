@@ -1,9 +1,9 @@
 #pragma once
 #include "../ops/nb201_cell.h"
 
-// What the codes of an architecture make of a cell: which edges carry anything, what they read, what
-// is kept. The binding plans by these functions where the host knows the choice, a kernel where it
-// lies on the device; the binding is compiled without CUDA, too.
+// What the codes of an architecture make of a cell: which edges carry anything, what they read,
+// what is kept. The binding plans by these functions where the host knows the choice, a kernel
+// where it lies on the device; the binding is compiled without CUDA, too.
 #ifdef __CUDACC__
 #define CWK_HOST_DEVICE __host__ __device__
 #else

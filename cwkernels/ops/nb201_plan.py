@@ -63,9 +63,19 @@ def nb201_plan(selection: Tensor, rows: Sequence[int], per_edge: int) -> NB201Pl
         raise fail("per_edge", "2 or 3", per_edge)
     table = None
     if current_backend() != "reference":
+        _check_kernel(selection)
         dense = selection.reshape(-1, 6, 2).contiguous()
         table = torch.ops.cwkernels.nb201_plan(dense, list(rows), per_edge)
     return NB201Plan(selection, table, tuple(rows), per_edge)
+
+
+def _check_kernel(selection: Tensor) -> None:
+    """Of the CPU there is one on the emulator only."""
+    if torch.compiler.is_compiling() or not selection.is_cpu:
+        return
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("cwkernels::nb201_plan", "CPU"):
+        wanted = "a tensor on a GPU, whose kernels read plans"
+        raise RuntimeError(f"nb201_plan: selection: wanted {wanted}, got one on the CPU")
 
 
 @register_fake("nb201_plan")

@@ -1,7 +1,7 @@
 """Operations and their oracles as functions of named tensors, and what to compare of them."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,12 +59,27 @@ def as_reference(function: Function) -> Function:
     return run
 
 
+class _Moved(torch.autograd.Function):
+    """`tensor.to(device)`, whose own backward pass refuses compact gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, device: torch.device) -> Tensor:
+        ctx.device = tensor.device
+        return tensor.to(device)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.to(ctx.device), None
+
+
 def on_device(function: Function, device: torch.device) -> Function:
     """The same function, computed on `device`: tensors of floats go there, the results back."""
 
     def run(tensors: Tensors) -> Tensors:
         moved = {
-            name: tensor.to(device) if tensor.is_floating_point() else tensor
+            name: _Moved.apply(tensor, device)
+            if tensor.is_floating_point() and tensor.device.type != device.type
+            else tensor
             for name, tensor in tensors.items()
         }
         return {name: result.cpu() for name, result in function(moved).items()}

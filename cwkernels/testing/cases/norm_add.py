@@ -52,7 +52,7 @@ def statistics_for(case: Case, input: Tensor) -> Tensor:
     """The input's own in training, others in evaluation."""
     if case.training:
         return statistics_of(input)
-    return running_of(case, input.dtype)
+    return running_of(case, input.dtype).to(input.device)
 
 
 def running_of(case: Case, dtype: torch.dtype) -> Tensor:
