@@ -25,8 +25,8 @@ class BottleneckLaunches {
   void forward() {
     hidden();
     if (plan_.fast()) {
-      run(bottleneck_pointwise<Tf32x3, 2>, grid(2, kProductOutputs), kProductThreads,
-          ProductShared::bytes(depth(2)));
+      run(group_.call.tf32 ? bottleneck_pointwise<Tf32, 2> : bottleneck_pointwise<Tf32x3, 2>,
+          grid(2, kProductOutputs), kProductThreads, ProductShared::bytes(depth(2)));
     } else {
       run_general(bottleneck_pointwise_general<T, 2>, 2);
     }
@@ -49,11 +49,11 @@ class BottleneckLaunches {
     if (p.recompute) hidden();
     run_general(bottleneck_output_sums<T>, 2);
     if (plan_.fast()) {
-      run(bottleneck_project_gradient<Tf32x3>, grid(1, kProductOutputs), kProductThreads,
-          ProductShared::bytes(p.output_channels));
+      run(p.tf32 ? bottleneck_project_gradient<Tf32> : bottleneck_project_gradient<Tf32x3>,
+          grid(1, kProductOutputs), kProductThreads, ProductShared::bytes(p.output_channels));
       run(p.stride == 1 ? bottleneck_depthwise_gradient<1> : bottleneck_depthwise_gradient<2>,
           grid(0, kDepthwiseChannels), kDepthwiseThreads, DepthwiseShared::bytes());
-      run(bottleneck_input_gradient<Tf32x3>,
+      run(p.tf32 ? bottleneck_input_gradient<Tf32> : bottleneck_input_gradient<Tf32x3>,
           plan_.pixel_grid(pixels, kProductPixels, p.input_channels, kProductOutputs, separate),
           kProductThreads, ProductShared::bytes(group_.input_gradient_depth));
     } else {
@@ -69,8 +69,8 @@ class BottleneckLaunches {
  private:
   void hidden() {
     if (plan_.fast()) {
-      run(bottleneck_pointwise<Tf32x3, 0>, grid(0, kProductOutputs), kProductThreads,
-          ProductShared::bytes(depth(0)));
+      run(group_.call.tf32 ? bottleneck_pointwise<Tf32, 0> : bottleneck_pointwise<Tf32x3, 0>,
+          grid(0, kProductOutputs), kProductThreads, ProductShared::bytes(depth(0)));
       run(group_.call.stride == 1 ? bottleneck_depthwise<1> : bottleneck_depthwise<2>,
           grid(1, kDepthwiseChannels), kDepthwiseThreads, DepthwiseShared::bytes());
     } else {
@@ -92,8 +92,9 @@ class BottleneckLaunches {
       }
     });
     if (weights && plan_.fast()) {
-      run(bottleneck_weight_gradients<Tf32x3>, {weight_blocks(kWeightTile), 2, group_.count},
-          kProductThreads, WeightShared::bytes());
+      run(group_.call.tf32 ? bottleneck_weight_gradients<Tf32>
+                           : bottleneck_weight_gradients<Tf32x3>,
+          {weight_blocks(kWeightTile), 2, group_.count}, kProductThreads, WeightShared::bytes());
     } else if (weights) {
       run(bottleneck_weight_gradients_general<T>, {weight_blocks(kGeneralTile), 3, group_.count},
           kGeneralThreads, GeneralShared<T>::bytes());

@@ -16,7 +16,8 @@ __device__ inline bool product_works(const BottleneckChoice<float>& choice, int 
 }
 __device__ inline ProductWeights product_weights(const BottleneckChoice<float>& choice, int place,
                                                  bool transposed) {
-  const int64_t outputs = choice.channels(place), depth = choice.depth(place);
+  const int outputs = static_cast<int>(choice.channels(place));
+  const int depth = static_cast<int>(choice.depth(place));
   return {choice.weight(place), transposed ? depth : outputs, transposed ? outputs : depth};
 }
 
@@ -24,8 +25,9 @@ __device__ inline ProductWeights product_weights(const BottleneckChoice<float>& 
 template <class Precision, class Source>
 __device__ __forceinline__ void run_products(const BottleneckChoice<float>& choice, int place,
                                              const Source& source, const ProductShared& shared) {
-  const int64_t pixels = choice.pixels(place), channels = choice.channels(place);
-  const int64_t output = static_cast<int64_t>(blockIdx.y) * kProductOutputs;
+  const int64_t pixels = choice.pixels(place);
+  const int channels = static_cast<int>(choice.channels(place));
+  const int output = static_cast<int>(blockIdx.y) * kProductOutputs;
   const ProductWeights weight = product_weights(choice, place, false);
   const bool finish = place == 2 && !choice.p.training;
   if (finish) fill_norms(choice, 2, output, kProductOutputs, shared.output_table);
@@ -36,7 +38,7 @@ __device__ __forceinline__ void run_products(const BottleneckChoice<float>& choi
     const ProductTile tile(t * kProductPixels, pixels, output);
     BottleneckSplit::Sums sums;
     product_tile<Precision, false>(sums, source, weight, tile, shared);
-    each_pair(tile, channels, [&](int64_t row, int64_t column, int i, int j, int e) {
+    each_pair(tile, channels, [&](int64_t row, int column, int i, int j, int e) {
       Lanes<float, 2> pair{sums.values[i][j][e], sums.values[i][j][e + 1]};
       const int64_t at = row * channels + column;
       store_lanes(raw + at, pair);
@@ -60,7 +62,7 @@ __global__ void __launch_bounds__(kProductThreads, kProductResident<Precision>)
   wait_for_previous();
   const BottleneckChoice<float> choice(launch, blockIdx.z);
   if (!product_works(choice, kPlace)) return;
-  const int64_t depth = choice.depth(kPlace);
+  const int depth = static_cast<int>(choice.depth(kPlace));
   const ProductShared shared(depth);
   if (kPlace == 0) {
     run_products<Precision>(choice, kPlace, ImageSource<false>{choice}, shared);
@@ -85,13 +87,14 @@ __global__ void __launch_bounds__(kProductThreads, kProductResident<Precision>)
   const BottleneckChoice<float> choice(launch, blockIdx.z);
   if (!product_works(choice, 1)) return;
   const ProductShared shared(choice.p.output_channels);
-  const int64_t pixels = choice.output_pixels, channels = choice.hidden;
-  const int64_t output = static_cast<int64_t>(blockIdx.y) * kProductOutputs;
-  fill_norm_gradients(choice, 2, 0, choice.p.output_channels, shared.source_table);
+  const int64_t pixels = choice.output_pixels;
+  const int channels = static_cast<int>(choice.hidden);
+  const int output = static_cast<int>(blockIdx.y) * kProductOutputs;
+  const ProductWeights weight = product_weights(choice, 2, true);
+  fill_norm_gradients(choice, 2, 0, weight.depth, shared.source_table);
   fill_norms(choice, 1, output, kProductOutputs, shared.output_table);
   sync_block();
-  const GradientSource<false> source(choice, 2, shared.source_table, choice.p.output_channels);
-  const ProductWeights weight = product_weights(choice, 2, true);
+  const GradientSource<false> source(choice, 2, shared.source_table, weight.depth);
   const float* raw = choice.filtered();
   float* gradient = choice.hidden_gradient(1);
   const ColumnSums all(shared);
@@ -100,7 +103,7 @@ __global__ void __launch_bounds__(kProductThreads, kProductResident<Precision>)
     const ProductTile tile(t * kProductPixels, pixels, output);
     BottleneckSplit::Sums sums;
     product_tile<Precision, true>(sums, source, weight, tile, shared);
-    each_pair(tile, channels, [&](int64_t row, int64_t column, int i, int j, int e) {
+    each_pair(tile, channels, [&](int64_t row, int column, int i, int j, int e) {
       const int64_t at = row * channels + column;
       const auto own = load_lanes<2>(raw + at);
       const float* table = shared.output_table + (column - output);
@@ -124,20 +127,22 @@ template <class Precision>
 __device__ __forceinline__ void input_gradient_products(const BottleneckChoice<float>& choice,
                                                         const ProductTile& tile,
                                                         const ProductShared& shared) {
-  const int64_t channels = choice.p.input_channels;
+  const int channels = static_cast<int>(choice.p.input_channels);
   BottleneckSplit::Sums sums;
   if (choice.code > 0) {
-    const GradientSource<false> source(choice, 0, shared.source_table, choice.hidden);
-    product_tile<Precision, true>(sums, source, product_weights(choice, 0, true), tile, shared);
+    const ProductWeights weight = product_weights(choice, 0, true);
+    const GradientSource<false> source(choice, 0, shared.source_table, weight.depth);
+    product_tile<Precision, true>(sums, source, weight, tile, shared);
   } else if (choice.runs(2)) {
-    const GradientSource<true> source(choice, 2, shared.source_table, choice.p.output_channels);
-    product_tile<Precision, true>(sums, source, product_weights(choice, 2, true), tile, shared);
+    const ProductWeights weight = product_weights(choice, 2, true);
+    const GradientSource<true> source(choice, 2, shared.source_table, weight.depth);
+    product_tile<Precision, true>(sums, source, weight, tile, shared);
   } else {
     sums.clear();
   }
   const bool through = choice.passes_input();
   const bool add = choice.index > 0 && choice.p.input_architecture_stride == 0;
-  each_pair(tile, channels, [&](int64_t row, int64_t column, int i, int j, int e) {
+  each_pair(tile, channels, [&](int64_t row, int column, int i, int j, int e) {
     const int64_t at = row * channels + column;
     float* to = choice.grad_input() + at;
     Lanes<float, 2> pair{sums.values[i][j][e], sums.values[i][j][e + 1]};
@@ -156,7 +161,7 @@ template <class Precision>
 __global__ void __launch_bounds__(kProductThreads, kProductResident<Precision>)
     bottleneck_input_gradient(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
-  const int64_t output = static_cast<int64_t>(blockIdx.y) * kProductOutputs;
+  const int output = static_cast<int>(blockIdx.y) * kProductOutputs;
   const int each = launch.call.input_architecture_stride == 0 ? launch.count : 1;
   const ProductShared shared(launch.input_gradient_depth);
   for (int a = 0; a < each; ++a) {
