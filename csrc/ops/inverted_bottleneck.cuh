@@ -11,7 +11,8 @@ namespace cwkernels {
 // The launches of a group, one after another until one gives an error. Where the choice lies on the
 // device each happens, of the largest choice's size: 4 forward and 6 backward, 2 more of them where
 // the hidden tensors are computed again. A bottleneck leaves none of them empty, an identity that
-// keeps the shape 3 and 4, one that does not, whose projection runs, 2 and 2.
+// keeps the shape 3 and 4, one that does not, whose projection runs, 2 and 2. Blocks of the next
+// launch may start behind a block's last tile where it has sums to merge, else at once.
 template <class T>
 class BottleneckLaunches {
  public:

@@ -17,7 +17,7 @@ constexpr int kDepthwiseWarps = kDepthwiseThreads / kWarp;
 constexpr int kDepthwiseChannels = kWarp;
 constexpr int kStrip = 4;
 // Most pixels that a tile reads: 48 KB, which leaves the number of blocks on a processor, but for
-// 86, 89 and 120, to the registers: two of a convolution (108), one of its gradients (158). An 8 x
+// 86, 89 and 120, to the registers: two of a convolution (110), one of its gradients (150). An 8 x
 // 8 image under 5 x 5 reads 12 x 12, 18 KB.
 constexpr int kDepthwiseSource = 384;
 constexpr int kDepthwiseOutputs = 128;
@@ -202,6 +202,7 @@ __device__ __forceinline__ void run_depthwise(const BottleneckChoice<float>& cho
       if (choice.launch.measure) all = all.merged(moments_of(sums, live));
     });
   });
+  allow_next();
   if (!choice.launch.measure) return;
   sync_block();
   const Moments<float> sum = merge_rows(all, shared.merged, kDepthwiseWarps, kWarp);
@@ -334,6 +335,7 @@ __device__ __forceinline__ void run_depthwise_gradient(const BottleneckChoice<fl
       }
     });
   });
+  allow_next();
   // The warps' gradients of the taps, merged in their order.
   sync_block();
 #pragma unroll

@@ -162,6 +162,7 @@ __device__ void run_pointwise(const BottleneckChoice<T>& choice, int place, cons
     });
     moments.add(sums, live);
   }
+  allow_next();
   if (choice.launch.measure) moments.leave(choice, place, shared);
 }
 
@@ -236,6 +237,7 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
       moments.add(sums, live);
     }
   }
+  allow_next();
   if (launch.measure) moments.leave(choice, 1, shared);
 }
 
@@ -246,6 +248,7 @@ template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_finish(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
+  allow_next();
   const BottleneckChoice<T> choice(launch, blockIdx.z);
   const int64_t channels = choice.p.output_channels;
   const int64_t channel = static_cast<int64_t>(blockIdx.y) * kGeneralTile + lane();

@@ -50,6 +50,7 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
       });
     }
   }
+  allow_next();
   sums.leave(choice, 2, shared);
 }
 
@@ -103,6 +104,7 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
     if (channel >= channels) continue;
     each_pixel(pixels, [&](int64_t pixel, int v) { to.store(pixel, sums[v]); });
   }
+  allow_next();
   to.sums.leave(choice, 1, shared);
 }
 
@@ -149,6 +151,7 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
       });
     }
   }
+  allow_next();
   to.sums.leave(choice, 0, shared);
 }
 
@@ -198,6 +201,7 @@ template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_input_gradient_general(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
+  allow_next();
   const GeneralShared<T> shared;
   const int64_t first_channel = static_cast<int64_t>(blockIdx.y) * kGeneralTile;
   const int each = launch.call.input_architecture_stride == 0 ? launch.count : 1;
@@ -254,6 +258,7 @@ template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_weight_gradients_general(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
+  allow_next();
   const BottleneckChoice<T> choice(launch, blockIdx.z);
   const int place = static_cast<int>(blockIdx.y);
   if (!choice.runs(place)) return;
@@ -337,6 +342,7 @@ template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_bank_gradients(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
+  allow_next();
   const BottleneckSlot slot(launch, blockIdx.z);
   const BottleneckPick own = pick_of(launch, slot.first);
   bool repeated = false;

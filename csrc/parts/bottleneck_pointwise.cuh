@@ -53,6 +53,7 @@ __device__ __forceinline__ void run_products(const BottleneckChoice<float>& choi
     });
     if (choice.launch.measure) moments.add(sums, tile);
   }
+  allow_next();
   if (choice.launch.measure) leave_columns<Moments<float>>(choice, place, moments, shared);
 }
 
@@ -118,6 +119,7 @@ __global__ void __launch_bounds__(kProductThreads, kProductResident<Precision>)
       store_lanes(gradient + at, through);
     });
   }
+  allow_next();
   leave_columns<Sums<float>>(choice, 1, all, shared);
 }
 
@@ -161,6 +163,7 @@ template <class Precision>
 __global__ void __launch_bounds__(kProductThreads, kProductResident<Precision>)
     bottleneck_input_gradient(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
+  allow_next();
   const int output = static_cast<int>(blockIdx.y) * kProductOutputs;
   const int each = launch.call.input_architecture_stride == 0 ? launch.count : 1;
   const ProductShared shared(launch.input_gradient_depth);

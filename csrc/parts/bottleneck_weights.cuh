@@ -122,6 +122,7 @@ template <class Precision>
 __global__ void __launch_bounds__(kProductThreads, kProductResident<Precision>)
     bottleneck_weight_gradients(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
+  allow_next();
   const BottleneckChoice<float> choice(launch, blockIdx.z);
   const int place = blockIdx.y == 0 ? 0 : 2;
   if (!choice.runs(place)) return;
