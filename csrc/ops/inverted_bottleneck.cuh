@@ -113,13 +113,14 @@ class BottleneckLaunches {
     }
   }
 
-  // Blocks for a place of all choices, of which each has so many channels; none where nothing runs.
-  Grid grid(int place, int64_t channels) const {
-    Grid grid{0, 0, group_.count};
+  // Shares of a place, with runs of so many channels, as many as any choice has; none where nothing
+  // runs.
+  Grid grid(int place, int64_t width) const {
+    Grid grid{0, 1, group_.count};
     each_choice([&](const auto& choice) {
       if (!choice.runs(place)) return;
-      grid.x = at_least(grid.x, group_.blocks[choice.code][place]);
-      grid.y = at_least(grid.y, ceil_div(choice.channels(place), channels));
+      const int64_t runs = ceil_div(choice.channels(place), width);
+      grid.x = at_least(grid.x, group_.blocks[choice.code][place] * runs);
     });
     return grid;
   }

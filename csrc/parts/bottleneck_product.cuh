@@ -67,7 +67,7 @@ struct ProductShared {
   }
 };
 // 72 KB at the most channels, 48 KB at none: room for two blocks on a processor but for 86, 89 and
-// 120. The 128 registers of TF32 leave two, the 221 to 250 of 3 x TF32 one.
+// 120. The 128 registers of TF32 leave two, the 222 to 250 of 3 x TF32 one.
 static_assert(ProductShared::bytes(1536) == 18432 + 9216 + 17408 + 3072 + 768 + 128 + 24576);
 static_assert(ProductShared::bytes(1536) <= 99 * 1024);
 static_assert(kProductResident<Tf32> * kProductThreads * 128 == 65536);
@@ -390,7 +390,7 @@ __device__ __forceinline__ Sums<float> shuffled(const Sums<float>& own, int othe
 // Merges what the lanes of a column have, then the warps, and leaves it as the block's partial
 // result. By all threads, once.
 template <class Value, class Columns>
-__device__ __forceinline__ void leave_columns(const BottleneckChoice<float>& choice, int place,
+__device__ __forceinline__ void leave_columns(const BottleneckShare<float>& share,
                                               const Columns& own, const ProductShared& shared) {
   auto* merged = reinterpret_cast<Value*>(shared.merged);
   const int warp = static_cast<int>(threadIdx.x) / kWarp % BottleneckSplit::kWarpsM;
@@ -403,14 +403,13 @@ __device__ __forceinline__ void leave_columns(const BottleneckChoice<float>& cho
     if (lane() < 4) merged[warp * kProductOutputs + column] = value;
   }
   sync_block();
-  leave_partial(choice.partials<Value>(place), blockIdx.y, blockIdx.x, shared.last,
-                [&](int64_t column) {
-                  Value value = merged[column];
-                  for (int w = 1; w < BottleneckSplit::kWarpsM; ++w) {
-                    value = value.merged(merged[w * kProductOutputs + column]);
-                  }
-                  return value;
-                });
+  share.leave<Value>(shared.last, [&](int64_t column) {
+    Value value = merged[column];
+    for (int w = 1; w < BottleneckSplit::kWarpsM; ++w) {
+      value = value.merged(merged[w * kProductOutputs + column]);
+    }
+    return value;
+  });
 }
 
 }  // namespace cwkernels

@@ -97,8 +97,10 @@ MUTANTS = (
     Mutant(
         "a tile loaded over one that is still read",
         _DEPTHWISE,
-        "  each_depthwise_tile(choice, 1, t, [&](const DepthwisePlace& at) {\n    sync_block();",
-        "  each_depthwise_tile(choice, 1, t, [&](const DepthwisePlace& at) {\n"
+        "  Moments<float> all = Moments<float>::nothing();\n"
+        "  each_depthwise_tile(share, t, [&](const DepthwisePlace& at) {\n    sync_block();",
+        "  Moments<float> all = Moments<float>::nothing();\n"
+        "  each_depthwise_tile(share, t, [&](const DepthwisePlace& at) {\n"
         "    if (!MUTANT) sync_block();",
         (_TEST, "-k", "emulated and multiples_of_16"),
     ),
@@ -122,13 +124,6 @@ MUTANTS = (
         "sum = add ? sum + total(a) : total(a);",
         "sum = add ? sum + total(MUTANT ? slot.first : a) : total(a);",
         _IN_ORDER,
-    ),
-    Mutant(
-        "weights' gradients in 3xTF32 where TF32 is allowed",
-        _LAUNCHES,
-        "group_.call.tf32 ? bottleneck_weight_gradients<Tf32>",
-        "group_.call.tf32 && !MUTANT ? bottleneck_weight_gradients<Tf32>",
-        (_TEST, "-k", "emulated and both_precisions and evaluation"),
     ),
     Mutant(
         "on the device: a later group runs the first one's choices",
