@@ -17,7 +17,7 @@ constexpr int kDepthwiseWarps = kDepthwiseThreads / kWarp;
 constexpr int kDepthwiseChannels = kWarp;
 constexpr int kStrip = 4;
 // Most pixels that a tile reads: 48 KB, which leaves the number of blocks on a processor, but for
-// 86, 89 and 120, to the registers: two of a convolution (110), one of its gradients (152). An 8 x
+// 86, 89 and 120, to the registers: two of a convolution (112), one of its gradients (152). An 8 x
 // 8 image under 5 x 5 reads 12 x 12, 18 KB.
 constexpr int kDepthwiseSource = 384;
 constexpr int kDepthwiseOutputs = 128;

@@ -67,7 +67,7 @@ struct ProductShared {
   }
 };
 // 72 KB at the most channels, 48 KB at none: room for two blocks on a processor but for 86, 89 and
-// 120. The 128 registers of TF32 leave two, the 222 to 250 of 3 x TF32 one.
+// 120. The 128 registers of TF32 leave two, the 222 to 254 of 3 x TF32 one.
 static_assert(ProductShared::bytes(1536) == 18432 + 9216 + 17408 + 3072 + 768 + 128 + 24576);
 static_assert(ProductShared::bytes(1536) <= 99 * 1024);
 static_assert(kProductResident<Tf32> * kProductThreads * 128 == 65536);
