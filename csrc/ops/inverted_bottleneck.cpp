@@ -134,7 +134,7 @@ void check_choices(const Tensor& selection, int64_t sets) {
 // kernels_read: those that will run can read the choice on the device.
 Call prepare(const Tensor& images, const Tensor& selection, bool kernels_read,
              std::array<Tensors, 5> groups, int64_t stride, bool training, double eps,
-             bool recompute) {
+             bool recompute, bool tf32) {
   check_form(images, selection, kernels_read);
   check_images(images, selection);
   check_banks(images, groups, stride, training);
@@ -171,6 +171,7 @@ Call prepare(const Tensor& images, const Tensor& selection, bool kernels_read,
   params.eps = eps;
   params.training = training;
   params.recompute = recompute;
+  params.tf32 = tf32;
   params.double_precision = images.scalar_type() == ScalarType::Double;
   return call;
 }
@@ -217,11 +218,12 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& images, const Tensor& s
                                            Tensors weights, Tensors scales, Tensors shifts,
                                            Tensors running_mean, Tensors running_var,
                                            int64_t stride, bool training, double eps,
-                                           bool recompute, bool /*dense_grad*/, bool keep) {
+                                           bool recompute, bool tf32, bool /*dense_grad*/,
+                                           bool keep) {
   const On device(images);
   Call call = prepare(images, selection, On::kReadsChoice,
                       {weights, scales, shifts, running_mean, running_var}, stride, training, eps,
-                      recompute);
+                      recompute, tf32);
   InvertedBottleneckParams& params = call.params;
   Tensor output = new_images(
       images, {params.architectures, params.images, bottleneck_side(params.height, stride),
@@ -327,11 +329,12 @@ std::tuple<Tensor, Tensors, Tensors> backward(const Tensor& grad, const Tensor& 
                                               Tensors scales, Tensors shifts, Tensors running_mean,
                                               Tensors running_var, const Tensor& statistics,
                                               const Tensor& kept, int64_t stride, bool training,
-                                              double eps, bool recompute, bool need_weights) {
+                                              double eps, bool recompute, bool tf32,
+                                              bool need_weights) {
   const On device(images);
   Call call = prepare(images, selection, On::kReadsChoice,
                       {weights, scales, shifts, running_mean, running_var}, stride, training, eps,
-                      recompute);
+                      recompute, tf32);
   InvertedBottleneckParams& params = call.params;
   const int64_t hidden = std::max(params.hidden_channels[0], params.hidden_channels[1]);
   check_tensor("kept", kept, images, {kept_size(params)});
@@ -362,12 +365,13 @@ CWK_SCHEMAS(m) {
   m.def(
       "inverted_bottleneck(Tensor input, Tensor selection, Tensor[] weights, Tensor[] scales, "
       "Tensor[] shifts, Tensor[] running_mean, Tensor[] running_var, int stride, bool training, "
-      "float eps, bool recompute, bool dense_grad, bool keep) -> (Tensor, Tensor, Tensor)");
+      "float eps, bool recompute, bool tf32, bool dense_grad, bool keep) -> (Tensor, Tensor, "
+      "Tensor)");
   m.def(
       "inverted_bottleneck_backward(Tensor grad, Tensor input, Tensor selection, "
       "Tensor[] weights, Tensor[] scales, Tensor[] shifts, Tensor[] running_mean, "
       "Tensor[] running_var, Tensor statistics, Tensor kept, int stride, bool training, "
-      "float eps, bool recompute, bool need_weights) -> (Tensor, Tensor[], Tensor[])");
+      "float eps, bool recompute, bool tf32, bool need_weights) -> (Tensor, Tensor[], Tensor[])");
 }
 
 CWK_CPU_FUNCTIONS(m) {

@@ -62,6 +62,7 @@ struct InvertedBottleneckParams {
   double eps;
   bool training;   // normalise by batch statistics, each architecture's own
   bool recompute;  // the hidden tensors are not kept but computed again
+  bool tf32;       // CUDA only: 1 x 1 convolutions of float may run in TF32
   bool double_precision;
   Parallel parallel;  // CPU only
   void* workspace;    // inverted_bottleneck_workspace(params) bytes, 64-byte aligned; CUDA: of its

@@ -285,6 +285,49 @@ struct BottleneckChoice {
   }
 };
 
+// [begin, end) of rows, columns or tiles.
+struct Range {
+  int64_t begin, end;
+};
+
+// What a block works for at a place: one part of the pixels, of one run of channels. Blocks are
+// numbered part after part, then run after run, so that those for which a choice has no work are
+// the last of the grid and hold up no other.
+template <class T>
+struct BottleneckShare {
+  const BottleneckChoice<T>& choice;
+  int place, width, part, run;
+
+  // `channels` are a run's; those of launch.run if the block sums.
+  __device__ BottleneckShare(const BottleneckChoice<T>& of, int at, int channels)
+      : choice(of), place(at), width(channels) {
+    const int blocks = of.runs(at) ? static_cast<int>(of.blocks(at)) : 1;
+    part = static_cast<int>(blockIdx.x) % blocks;
+    run = static_cast<int>(blockIdx.x) / blocks;
+  }
+
+  __device__ bool works() const {
+    return choice.runs(place) && first_channel() < choice.channels(place);
+  }
+  __device__ int64_t first_channel() const { return static_cast<int64_t>(run) * width; }
+  // Of so many tiles of pixels, the block's.
+  __device__ Range tiles(int64_t count) const {
+    const int64_t blocks = choice.blocks(place);
+    return {count * part / blocks, count * (part + 1) / blocks};
+  }
+  // Leaves own(channel of the run) as the block's partial result. By all threads, once.
+  template <class Value, class Own>
+  __device__ void leave(int* last, const Own& own) const {
+    leave_partial(choice.template partials<Value>(place), run, part, last, own);
+  }
+};
+
+// Of the blocks that read what was measured of a place, the first writes it to the result.
+template <class T>
+__device__ void write_statistics_once(const BottleneckChoice<T>& choice, int place) {
+  if (choice.launch.measure && blockIdx.x == 0 && blockIdx.y == 0) choice.write_statistics(place);
+}
+
 // Coefficients of `width` channels from `first` on, zeros behind the last channel. A barrier
 // follows before they are read.
 __device__ inline void fill_norms(const BottleneckChoice<float>& choice, int place, int64_t first,

@@ -17,32 +17,29 @@ struct GeneralSums {
     own.second += gradient * apart;
   }
   // By all threads of the block, once.
-  __device__ void leave(const BottleneckChoice<T>& choice, int place,
-                        const GeneralShared<T>& shared) {
+  __device__ void leave(const BottleneckShare<T>& share, const GeneralShared<T>& shared) {
     const Sums<T> all =
         merge_rows(own, reinterpret_cast<Sums<T>*>(shared.moments), kGeneralRows, kWarp);
-    leave_partial(choice.template partials<Sums<T>>(place), blockIdx.y, blockIdx.x, shared.last,
-                  [&](int64_t) { return all; });
+    share.template leave<Sums<T>>(shared.last, [&](int64_t) { return all; });
   }
 };
 
-// The sums of the last batch norm, from the output's gradient. Grid: (blocks, runs of channels,
-// architectures).
+// The sums of the last batch norm, from the output's gradient. Grid: (shares, 1, architectures).
 template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_output_sums(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
   const BottleneckChoice<T> choice(launch, blockIdx.z);
-  if (!general_works(choice, 2)) return;
+  const BottleneckShare<T> share(choice, 2, kGeneralTile);
+  if (!share.works()) return;
   const GeneralShared<T> shared;
-  const int64_t channels = choice.p.output_channels;
-  const int64_t channel = static_cast<int64_t>(blockIdx.y) * kGeneralTile + lane();
+  const int64_t channels = choice.p.output_channels, channel = share.first_channel() + lane();
   GeneralSums<T> sums;
   if (channel < channels) {
     const T* gradient = choice.grad_output();
     const T* raw = choice.projected();
     const T mean = choice.mean(2)[channel];
-    const Range tiles = general_tiles(choice, 2);
+    const Range tiles = general_tiles(share);
     for (int64_t t = tiles.begin; t < tiles.end; ++t) {
       each_pixel({t * kGeneralTile, choice.output_pixels}, [&](int64_t pixel, int) {
         const int64_t at = pixel * channels + channel;
@@ -50,7 +47,8 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
       });
     }
   }
-  sums.leave(choice, 2, shared);
+  allow_next();
+  sums.leave(share, shared);
 }
 
 // The gradient of one value before the rectifier of place 0 or 1, stored and summed.
@@ -78,23 +76,24 @@ struct GeneralRectified {
 };
 
 // From the output's gradient through the project convolution, to the gradient before the second
-// rectifier. Grid: (blocks, runs of hidden channels, architectures).
+// rectifier. Grid: (shares, 1, architectures).
 template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_project_gradient_general(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
   const BottleneckChoice<T> choice(launch, blockIdx.z);
-  if (!general_works(choice, 1)) return;
+  const BottleneckShare<T> share(choice, 1, kGeneralTile);
+  if (!share.works()) return;
   const GeneralShared<T> shared;
   const int64_t channels = choice.hidden;
-  const int64_t first = static_cast<int64_t>(blockIdx.y) * kGeneralTile, channel = first + lane();
+  const int64_t first = share.first_channel(), channel = first + lane();
   const T* weight = choice.weight(2);
   const auto weights = [=](int64_t j) {
     return [=](int64_t d) { return weight[d * channels + j]; };
   };
   const auto source = choice.raw_gradient(2);
   GeneralRectified<T> to(choice, 1, channel < channels ? channel : first);
-  const Range tiles = general_tiles(choice, 1);
+  const Range tiles = general_tiles(share);
   for (int64_t t = tiles.begin; t < tiles.end; ++t) {
     const Range pixels{t * kGeneralTile, choice.output_pixels};
     T sums[kGeneralValues];
@@ -103,7 +102,8 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
     if (channel >= channels) continue;
     each_pixel(pixels, [&](int64_t pixel, int v) { to.store(pixel, sums[v]); });
   }
-  to.sums.leave(choice, 1, shared);
+  allow_next();
+  to.sums.leave(share, shared);
 }
 
 // The sum over the taps by which an input pixel was read.
@@ -127,29 +127,31 @@ __device__ T spread_pixel(const BottleneckChoice<T>& choice, const T* taps, cons
   return sum;
 }
 
-// Through the depthwise convolution, to the gradient before the first rectifier. Grid: (blocks,
-// runs of channels, architectures).
+// Through the depthwise convolution, to the gradient before the first rectifier. Grid: (shares, 1,
+// architectures).
 template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_depthwise_gradient_general(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
   const BottleneckChoice<T> choice(launch, blockIdx.z);
-  if (!general_works(choice, 0)) return;
+  const BottleneckShare<T> share(choice, 0, kGeneralTile);
+  if (!share.works()) return;
   const GeneralShared<T> shared;
-  const int64_t channel = static_cast<int64_t>(blockIdx.y) * kGeneralTile + lane();
+  const int64_t channel = share.first_channel() + lane();
   const bool live = channel < choice.hidden;
   GeneralRectified<T> to(choice, 0, live ? channel : 0);
   if (live) {
     const auto column = choice.raw_gradient(1)(channel);
     const T* taps = choice.weight(1) + channel * choice.depth(1);
-    const Range tiles = general_tiles(choice, 0);
+    const Range tiles = general_tiles(share);
     for (int64_t t = tiles.begin; t < tiles.end; ++t) {
       each_pixel({t * kGeneralTile, choice.input_pixels}, [&](int64_t pixel, int) {
         to.store(pixel, spread_pixel(choice, taps, column, pixel));
       });
     }
   }
-  to.sums.leave(choice, 0, shared);
+  allow_next();
+  to.sums.leave(share, shared);
 }
 
 // The gradient of a tile of input pixels by one architecture, added to that of those before it
@@ -198,6 +200,7 @@ template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_input_gradient_general(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
+  allow_next();
   const GeneralShared<T> shared;
   const int64_t first_channel = static_cast<int64_t>(blockIdx.y) * kGeneralTile;
   const int each = launch.call.input_architecture_stride == 0 ? launch.count : 1;
@@ -254,6 +257,7 @@ template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_weight_gradients_general(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
+  allow_next();
   const BottleneckChoice<T> choice(launch, blockIdx.z);
   const int place = static_cast<int>(blockIdx.y);
   if (!choice.runs(place)) return;
@@ -337,6 +341,7 @@ template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_bank_gradients(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
+  allow_next();
   const BottleneckSlot slot(launch, blockIdx.z);
   const BottleneckPick own = pick_of(launch, slot.first);
   bool repeated = false;

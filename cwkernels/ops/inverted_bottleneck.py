@@ -23,6 +23,7 @@ from cwkernels.ops._images import batches_of, channels_last, images_of
 from cwkernels.ops._library import register_fake
 from cwkernels.ops._norm import Norm, check_batch, reference_normalize
 from cwkernels.ops.backend import current_backend
+from cwkernels.ops.precision import tf32_allowed
 
 __all__ = ["inverted_bottleneck", "reference", "statistics_slice"]
 
@@ -107,6 +108,7 @@ def inverted_bottleneck(
             training,
             eps,
             recompute,
+            tf32_allowed(),
             dense_grad,
             torch.is_grad_enabled(),
         )[:2]
@@ -236,6 +238,7 @@ def _(
     training: bool,
     eps: float,
     recompute: bool,
+    tf32: bool,
     dense_grad: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -266,6 +269,7 @@ def _(
     training: bool,
     eps: float,
     recompute: bool,
+    tf32: bool,
     need_weights: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     banks = [*weights, *scales, *shifts]
@@ -289,8 +293,8 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     images, selection, *groups = inputs[:7]
-    stride, training, eps, recompute, ctx.dense_grad, _ = inputs[7:]
-    ctx.options = (stride, training, eps, recompute)
+    *options, ctx.dense_grad, _ = inputs[7:]
+    ctx.options = tuple(options)
     _, statistics, kept = output
     ctx.length = len(groups[0])
     banks = [bank for group in groups for bank in group]
@@ -307,7 +311,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     none = [None] * len(groups[3])
     if grad is None:
         nothing = [None] * ctx.length
-        return None, None, nothing, nothing, nothing, none, none, *[None] * 6
+        return None, None, nothing, nothing, nothing, none, none, *[None] * 7
     grad_images, rows, values = torch.ops.cwkernels.inverted_bottleneck_backward(
         grad, images, selection, *groups, statistics, kept, *ctx.options, any(needed[2])
     )
@@ -319,7 +323,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         grads.append(
             slot_gradients(rows[0], *banks) if on_device else bank_gradients(rows[own], *banks)
         )
-    return grad_images, None, *grads, none, none, None, None, None, None, None, None
+    return grad_images, None, *grads, none, none, *[None] * 7
 
 
 _inverted_bottleneck = Differentiable("inverted_bottleneck", _backward, _setup_context)

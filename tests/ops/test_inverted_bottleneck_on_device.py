@@ -214,7 +214,7 @@ def slots(selection: Tensor, layer: Layer, device: torch.device) -> tuple[Tensor
         *layer.banks(tensors),
         *running,
     )
-    options = (layer.stride, layer.training, layer.eps, layer.recompute)
+    options = (layer.stride, layer.training, layer.eps, layer.recompute, True)
     _, *kept = torch.ops.cwkernels.inverted_bottleneck(*arguments, *options, False, True)
     gradient = cotangents(layer, selection)["output"].to(device)
     _, (rows,), values = torch.ops.cwkernels.inverted_bottleneck_backward(
@@ -305,7 +305,7 @@ def test_opcheck(dense_grad: bool) -> None:
     with emulated():
         torch.library.opcheck(
             torch.ops.cwkernels.inverted_bottleneck.default,
-            (*arguments, 2, True, 1e-5, False, dense_grad, True),
+            (*arguments, 2, True, 1e-5, False, True, dense_grad, True),
             test_utils="ALL" if dense_grad else tests,
         )
 
