@@ -36,6 +36,7 @@ PEERS: Mapping[str, str] = {
     "ours": "cwkernels",
     "ours_split": "cwkernels, split",
     "ours_highest": "cwkernels, precision highest",
+    "ours_graphed": "cwkernels, in one CUDA graph for all architectures",
     "stock_nchw": "stock torch, NCHW",
     "stock_channels_last": "stock torch, channels-last",
     "stock_bf16": "stock torch, channels-last, bf16",

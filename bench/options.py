@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from bench.paper import TABLE_1
+from cwkernels.report.paper import TABLE_1
 
 NETWORKS = tuple(TABLE_1)
 _EXAMPLES = """\

@@ -5,6 +5,7 @@ and `samples_of` reads them back.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from itertools import chain
 from statistics import fmean
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from bench import memory
 from bench.contestants import PEERS, Contestant, build, runs_bf16, space_of
 from bench.experiment import Batch
-from bench.graphed import captured
+from bench.graphed import Replay, captured, pass_of_all, step_of_all
 from bench.harness import Action, Samples, interleave
 
 TRAINING_STEP = "training step"
@@ -36,7 +37,7 @@ def contestants_of(network: str, device: torch.device, *, compiled: bool) -> tup
     absent = {"ours_recompute"} if network != "macro" else set()
     absent |= set() if compiled else {"stock_compiled"}
     absent |= set() if runs_bf16(device) else {"stock_bf16"}
-    absent |= set() if device.type == "cuda" else {"stock_graphed"}
+    absent |= set() if device.type == "cuda" else {"ours_graphed", "stock_graphed"}
     return tuple(name for name in PEERS if name not in absent)
 
 
@@ -61,13 +62,16 @@ def measure(network: str, batches: list[Batch], *, rounds: int, compiled: bool) 
     for name, training in PASSES.items():
         for contestant in contestants.values():
             contestant.network.train(training)
+        one_for_all = _one_for_all(contestants, name, batches[0], architectures[0])
         cases = [
             {
                 peer: _captured_if(
                     peer == "stock_graphed", _action(contestant, name, batch, architecture), device
                 )
                 for peer, contestant in contestants.items()
+                if peer != "ours_graphed"
             }
+            | {peer: partial(replay, architecture) for peer, replay in one_for_all.items()}
             for batch, architecture in zip(batches, architectures, strict=True)
         ]
         description = f"{network}, {name}"
@@ -111,6 +115,18 @@ def _saved(contestant: Contestant, batch: Batch, architecture: torch.Tensor) -> 
         contestant.network.parameters(), contestant.network.buffers(), (images, batch.labels)
     )
     return memory.saved_bytes(lambda: contestant.loss(images, batch.labels, architecture), parts)
+
+
+def _one_for_all(
+    contestants: Mapping[str, Contestant], name: str, batch: Batch, architecture: torch.Tensor
+) -> dict[str, Replay]:
+    """The one graph of a pass that replays for every architecture, where it takes part."""
+    capture = step_of_all if name == TRAINING_STEP else pass_of_all
+    return {
+        peer: capture(contestant, batch, architecture)
+        for peer, contestant in contestants.items()
+        if peer == "ours_graphed"
+    }
 
 
 def _captured_if(graphed: bool, action: Action, device: torch.device) -> Action:

@@ -7,9 +7,9 @@ from typing import Any
 from bench.contestants import PEERS
 from bench.harness import Interval, Machine
 from bench.options import NETWORKS
-from bench.paper import TABLE_1
 from bench.passes import PASSES, samples_of
 from bench.targets import CHANNELS_LAST, Outcome, outcomes, setting_for
+from cwkernels.report.paper import TABLE_1
 
 LABEL_WIDTH = 36
 COLUMN_WIDTH = 24

@@ -11,8 +11,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from bench.experiment import NetworkResult
-from bench.paper import TABLE_1
 from bench.scaling import OURS, STOCK
+from cwkernels.report.paper import TABLE_1
 
 SERIES = {"ours": ("cwkernels", "o-"), "authors": ("the authors' way", "s--")}
 

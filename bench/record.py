@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.experiment import NetworkResult
 from bench.harness import Machine
-from bench.paper import TABLE_1
+from cwkernels.report.paper import TABLE_1
 
 SCHEMA = "cwkernels-overhead-1"
 

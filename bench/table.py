@@ -8,7 +8,7 @@ from bench.contestants import CONTESTANTS
 from bench.experiment import TRAINING_IMAGES, NetworkResult
 from bench.harness import Interval
 from bench.memory import MemoryUse
-from bench.paper import TABLE_1
+from cwkernels.report.paper import TABLE_1
 
 MIB = 2**20
 LABEL_WIDTH = 30

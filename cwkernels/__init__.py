@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 from cwkernels._version import __version__  # noqa: F401
 
 if TYPE_CHECKING:
-    from cwkernels import data, networks, nn, ops, optim, spaces
+    from cwkernels import (
+        data,
+        groundtruth,
+        networks,
+        nn,
+        ops,
+        optim,
+        ranking,
+        spaces,
+        training,
+    )
     from cwkernels.about import build_info
     from cwkernels.ops import (
         backend,
@@ -18,6 +28,7 @@ if TYPE_CHECKING:
         release_workspace,
         set_backend,
         set_float32_conv_precision,
+        synchronize,
         workspace_bytes,
     )
 
@@ -26,14 +37,18 @@ __all__ = [
     "build_info",
     "data",
     "float32_conv_precision",
+    "groundtruth",
     "networks",
     "nn",
     "ops",
     "optim",
+    "ranking",
     "release_workspace",
     "set_backend",
     "set_float32_conv_precision",
     "spaces",
+    "synchronize",
+    "training",
     "workspace_bytes",
 ]
 
@@ -44,6 +59,7 @@ _HOMES = {
     "release_workspace": "ops",
     "set_backend": "ops",
     "set_float32_conv_precision": "ops",
+    "synchronize": "ops",
     "workspace_bytes": "ops",
 }
 """Where the names that are no parts come from."""

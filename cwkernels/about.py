@@ -35,7 +35,7 @@ class Operation:
 
     name: str
     kernels: Mapping[str, str]
-    """Device to what its kernel is verified on. Empty: composed of other operations and torch."""
+    """Device to what its kernel is verified on. Empty: it is for a GPU, and there is no CUDA."""
 
 
 @dataclass(frozen=True)
@@ -194,5 +194,4 @@ def _lines(info: BuildInfo) -> Iterator[str]:
     width = max(len(operation.name) for operation in info.operations)
     for operation in info.operations:
         kernels = [f"{device}: {verified}" for device, verified in operation.kernels.items()]
-        composed = "composed of other operations and torch; CPU: tested"
-        yield f"  {operation.name:{width}}  {'; '.join(kernels) or composed}"
+        yield f"  {operation.name:{width}}  {'; '.join(kernels) or 'none: it is for a GPU'}"

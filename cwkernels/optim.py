@@ -49,7 +49,8 @@ class SGD(Optimizer):
 
     Args:
         net: the module whose parameters to train: a super-network or any other.
-        lr: learning rate.
+        lr: learning rate. That of a group may be replaced by a float64 tensor on its device, which
+            kernels of a GPU read there.
         momentum: in [0, 1).
         weight_decay: of all parameters but those of batch norms.
         unselected: "untouched", or "zero_grad" for what the authors' code does: every weighted
@@ -143,6 +144,19 @@ class SGD(Optimizer):
                 )
         return loss
 
+    def follow_splits(self) -> None:
+        """Grows the momentum of banks that were split since the last step now, not at the next.
+
+        Nothing else changes by it; what is saved between a split and a step needs it.
+
+        Raises:
+            RuntimeError: as `step`, if `load_state_dict` gave the network other rows.
+        """
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if (bank := self._banks.get(id(parameter))) is not None:
+                    self._follow_splits(parameter, bank)
+
     def _gathered(self, parameters: list[Tensor]) -> _Gathered:
         """All that moves, of one group."""
         gathered = _Gathered([], [], [], [])
@@ -207,6 +221,11 @@ class SGD(Optimizer):
     def _live_rows(self, bank: Bank) -> Tensor:
         """The rows that the bank's decision read in the last forward pass in training."""
         last: Tensor | None = getattr(self._net, "last_rows", None)
+        if last is not None and last.dtype == torch.int32:
+            raise RuntimeError(
+                "SGD.step: unselected='zero_grad': wanted architectures on the CPU, got some that "
+                "only the device knows"
+            )
         return WHOLE[:0] if last is None else last[bank.decision]
 
     def _follow_splits(self, parameter: Tensor, bank: Bank) -> None:
@@ -226,9 +245,12 @@ class SGD(Optimizer):
                         f"load_state_dict gave the bank, got {got}: load the optimizer's state too"
                     )
                 continue
-            grown = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            grown[: sources.shape[0]] = copy_rows(buffer, sources.to(buffer.device))
-            buffer = grown
+            rows = copy_rows(buffer, sources.to(buffer.device))
+            if buffer.shape != parameter.shape:
+                buffer = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            # In place where rows were reserved: a captured CUDA graph holds the buffer.
+            buffer[: sources.shape[0]] = rows
+            buffer[sources.shape[0] :] = 0
         state["momentum_buffer"] = buffer
         state["splits"] = bank.splits
 

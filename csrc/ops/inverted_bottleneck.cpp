@@ -47,14 +47,30 @@ struct Call {
   const Tensors& weights() const { return groups[0]; }
 };
 
+// Whether the choice lies on the device, int32, for kernels to read; else it is int64 on the CPU.
+bool chosen_on_device(const Tensor& selection) {
+  return selection.scalar_type() == ScalarType::Int;
+}
+
+void check_form(const Tensor& images, const Tensor& selection, bool kernels_read) {
+  const bool known = selection.scalar_type() == ScalarType::Long;
+  CWK_CHECK(
+      (known || (kernels_read && chosen_on_device(selection))) && selection.dim() == 2 &&
+          selection.size(0) > 0 && selection.size(1) == 2,
+      kName, "selection",
+      kernels_read ? "int64 or int32 [A, 2]" : "int64 [A, 2], as the CPU's kernels plan by it",
+      dtype_name(selection) + (" " + describe(selection)));
+  if (known) {
+    CWK_CHECK(selection.is_cpu(), kName, "selection", "a tensor on the CPU", "one elsewhere");
+  } else {
+    check_same_device(kName, "selection", selection, images);
+  }
+}
+
 void check_images(const Tensor& images, const Tensor& selection) {
   const auto dtype = images.scalar_type();
   CWK_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, kName, "input",
             "float32 or float64", dtype_name(images));
-  CWK_CHECK(selection.scalar_type() == ScalarType::Long && selection.dim() == 2 &&
-                selection.size(0) > 0 && selection.size(1) == 2,
-            kName, "selection", "int64 [A, 2]", describe(selection));
-  CWK_CHECK(selection.is_cpu(), kName, "selection", "a tensor on the CPU", "one elsewhere");
   CWK_CHECK(images.dim() == 5 && (images.size(0) == 1 || images.size(0) == selection.size(0)) &&
                 images.size(2) > 0 && images.size(3) > 0 && images.size(4) > 0,
             kName, "input", "[1 or A, N, C, H, W], at least one channel and one pixel",
@@ -105,7 +121,7 @@ void check_banks(const Tensor& images, const std::array<Tensors, 5>& groups, int
   }
 }
 
-void check_selection(const Tensor& selection, int64_t sets) {
+void check_choices(const Tensor& selection, int64_t sets) {
   const int64_t* values = static_cast<const int64_t*>(selection.const_data_ptr());
   for (int64_t i = 0; i < selection.numel(); ++i) {
     const int64_t end = i % 2 ? sets : 3;
@@ -115,13 +131,22 @@ void check_selection(const Tensor& selection, int64_t sets) {
 }
 
 // Checks all and points the params at it; nothing is allocated unless a tensor is not dense.
-Call prepare(const Tensor& images, const Tensor& selection, std::array<Tensors, 5> groups,
-             int64_t stride, bool training, double eps, bool recompute) {
+// kernels_read: those that will run can read the choice on the device.
+Call prepare(const Tensor& images, const Tensor& selection, bool kernels_read,
+             std::array<Tensors, 5> groups, int64_t stride, bool training, double eps,
+             bool recompute, bool tf32) {
+  check_form(images, selection, kernels_read);
   check_images(images, selection);
   check_banks(images, groups, stride, training);
   Call call{dense_images(images), dense(selection), std::move(groups), {}};
-  check_selection(call.selection, call.weights()[0].size(0));
   InvertedBottleneckParams& params = call.params;
+  params.sets = call.weights()[0].size(0);
+  if (chosen_on_device(selection)) {
+    params.chosen = static_cast<const int32_t*>(call.selection.const_data_ptr());
+  } else {
+    check_choices(call.selection, params.sets);
+    params.selection = static_cast<const int64_t*>(call.selection.const_data_ptr());
+  }
   const void** const pointers[] = {params.weights, params.scales, params.shifts,
                                    params.running_mean, params.running_var};
   for (size_t g = 0; g < (training ? 3 : call.groups.size()); ++g) {
@@ -131,7 +156,6 @@ Call prepare(const Tensor& images, const Tensor& selection, std::array<Tensors, 
     }
   }
   params.input = call.input.const_data_ptr();
-  params.selection = static_cast<const int64_t*>(call.selection.const_data_ptr());
   params.architectures = selection.size(0);
   params.images = images.size(1);
   params.input_channels = images.size(2);
@@ -147,12 +171,15 @@ Call prepare(const Tensor& images, const Tensor& selection, std::array<Tensors, 
   params.eps = eps;
   params.training = training;
   params.recompute = recompute;
+  params.tf32 = tf32;
   params.double_precision = images.scalar_type() == ScalarType::Double;
   return call;
 }
 
 // What runs a call; made before anything is allocated.
 struct OnCpu {
+  static constexpr bool kReadsChoice = false;
+
   explicit OnCpu(const Tensor& /*images*/) {}
 
   void run(InvertedBottleneckParams& params, const Tensor& /*like*/) const {
@@ -163,6 +190,8 @@ struct OnCpu {
 
 #if CWK_WITH_CUDA
 struct OnGpu {
+  static constexpr bool kReadsChoice = true;
+
   explicit OnGpu(const Tensor& images) : call(kName, images) {}
 
   void run(InvertedBottleneckParams& params, const Tensor& like) const {
@@ -173,16 +202,28 @@ struct OnGpu {
 };
 #endif
 
+// The elements that all architectures keep for backward.
+int64_t kept_size(const InvertedBottleneckParams& params) {
+  if (params.chosen) return params.architectures * bottleneck_most_kept(params);
+  int64_t size = 0;
+  for (int64_t a = 0; a < params.architectures; ++a) {
+    size += bottleneck_kept(params, params.selection[2 * a]);
+  }
+  return size;
+}
+
 // dense_grad is for autograd, which reads it from the call.
 template <class On>
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& images, const Tensor& selection,
                                            Tensors weights, Tensors scales, Tensors shifts,
                                            Tensors running_mean, Tensors running_var,
                                            int64_t stride, bool training, double eps,
-                                           bool recompute, bool /*dense_grad*/, bool keep) {
+                                           bool recompute, bool tf32, bool /*dense_grad*/,
+                                           bool keep) {
   const On device(images);
-  Call call = prepare(images, selection, {weights, scales, shifts, running_mean, running_var},
-                      stride, training, eps, recompute);
+  Call call = prepare(images, selection, On::kReadsChoice,
+                      {weights, scales, shifts, running_mean, running_var}, stride, training, eps,
+                      recompute, tf32);
   InvertedBottleneckParams& params = call.params;
   Tensor output = new_images(
       images, {params.architectures, params.images, bottleneck_side(params.height, stride),
@@ -191,11 +232,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& images, const Tensor& s
   Tensor statistics =
       new_tensor(images, {params.architectures, 2, 2 * hidden + params.output_channels});
   torch::stable::zero_(statistics);
-  int64_t kept_size = 0;
-  for (int64_t a = 0; keep && a < params.architectures; ++a) {
-    kept_size += bottleneck_kept(params, params.selection[2 * a]);
-  }
-  Tensor kept = new_tensor(images, {kept_size});
+  Tensor kept = new_tensor(images, {keep ? kept_size(params) : 0});
   params.output = output.mutable_data_ptr();
   params.statistics = statistics.mutable_data_ptr();
   params.kept = keep ? kept.mutable_data_ptr() : nullptr;
@@ -232,23 +269,75 @@ Tensor to_tensor(const std::vector<int64_t>& values, const Tensor& like) {
   return tensor;
 }
 
+// The banks' gradients, in the order of weights, scales and shifts, and the rows that they are of:
+// a tensor for each of them; or where the choice lies on the device one, [banks, A], for all three.
+struct BankGradients {
+  Tensors rows, values;
+  std::vector<int64_t> slots;
+
+  BankGradients(Call& call, const Tensor& like, bool need_weights) {
+    call.params.chosen ? by_architecture(call, like, need_weights)
+                       : by_row(call, like, need_weights);
+  }
+
+  // What no image contributed to: zeros of what was read, and if only the device knows that, none.
+  void clear(const InvertedBottleneckParams& params) {
+    for (Tensor& one : values) torch::stable::zero_(one);
+    if (params.chosen) torch::stable::fill_(rows[0], -1);
+  }
+
+ private:
+  void by_row(Call& call, const Tensor& like, bool need_weights) {
+    const Distinct distinct(call.params);
+    for (size_t g = 0; g < 3; ++g) {
+      for (size_t i = 0; i < call.weights().size(); ++i) {
+        const std::vector<int64_t> own =
+            g == 0 && !need_weights ? std::vector<int64_t>{} : distinct.of_bank(i);
+        rows.push_back(to_tensor(own, call.selection));
+        add(call, like, g, i, static_cast<int64_t>(own.size()));
+      }
+    }
+    slots = distinct.slots;
+    call.params.slots = slots.data();
+  }
+
+  void by_architecture(Call& call, const Tensor& like, bool need_weights) {
+    const int64_t count = call.params.architectures;
+    rows.push_back(torch::stable::new_empty(
+        like, Shape{static_cast<int64_t>(call.weights().size()), count}, ScalarType::Long));
+    call.params.grad_rows = static_cast<int64_t*>(rows[0].mutable_data_ptr());
+    for (size_t g = 0; g < 3; ++g) {
+      for (size_t i = 0; i < call.weights().size(); ++i) {
+        add(call, like, g, i, g == 0 && !need_weights ? 0 : count);
+      }
+    }
+  }
+
+  void add(Call& call, const Tensor& like, size_t group, size_t bank, int64_t count) {
+    InvertedBottleneckParams& params = call.params;
+    void** const pointers[] = {params.grad_weights, params.grad_scales, params.grad_shifts};
+    Shape shape = shape_of(call.groups[group][bank]);
+    shape[0] = count;
+    values.push_back(new_tensor(like, shape));
+    pointers[group][bank] = count == 0 ? nullptr : values.back().mutable_data_ptr();
+  }
+};
+
 template <class On>
 std::tuple<Tensor, Tensors, Tensors> backward(const Tensor& grad, const Tensor& images,
                                               const Tensor& selection, Tensors weights,
                                               Tensors scales, Tensors shifts, Tensors running_mean,
                                               Tensors running_var, const Tensor& statistics,
                                               const Tensor& kept, int64_t stride, bool training,
-                                              double eps, bool recompute, bool need_weights) {
+                                              double eps, bool recompute, bool tf32,
+                                              bool need_weights) {
   const On device(images);
-  Call call = prepare(images, selection, {weights, scales, shifts, running_mean, running_var},
-                      stride, training, eps, recompute);
+  Call call = prepare(images, selection, On::kReadsChoice,
+                      {weights, scales, shifts, running_mean, running_var}, stride, training, eps,
+                      recompute, tf32);
   InvertedBottleneckParams& params = call.params;
-  int64_t kept_size = 0;
-  for (int64_t a = 0; a < params.architectures; ++a) {
-    kept_size += bottleneck_kept(params, params.selection[2 * a]);
-  }
   const int64_t hidden = std::max(params.hidden_channels[0], params.hidden_channels[1]);
-  check_tensor("kept", kept, images, {kept_size});
+  check_tensor("kept", kept, images, {kept_size(params)});
   check_tensor("statistics", statistics, images,
                {params.architectures, 2, 2 * hidden + params.output_channels});
   check_tensor("grad", grad, images,
@@ -258,30 +347,15 @@ std::tuple<Tensor, Tensors, Tensors> backward(const Tensor& grad, const Tensor& 
   const Tensor hidden_tensors = dense(kept);
   Tensor grad_input = new_images(
       images, {images.size(0), params.images, params.height, params.width, images.size(2)});
-  const Distinct distinct(params);
-  const size_t count = weights.size();
+  BankGradients gradients(call, images, need_weights);
   const bool empty = grad_input.numel() == 0;
-  Tensors rows, values;
-  void** const pointers[] = {params.grad_weights, params.grad_scales, params.grad_shifts};
-  for (size_t g = 0; g < 3; ++g) {
-    for (size_t i = 0; i < count; ++i) {
-      const std::vector<int64_t> own =
-          g == 0 && !need_weights ? std::vector<int64_t>{} : distinct.of_bank(i);
-      Shape shape = shape_of(call.groups[g][i]);
-      shape[0] = static_cast<int64_t>(own.size());
-      rows.push_back(to_tensor(own, selection));
-      values.push_back(new_tensor(images, shape));
-      pointers[g][i] = own.empty() ? nullptr : values.back().mutable_data_ptr();
-      if (empty) torch::stable::zero_(values.back());
-    }
-  }
+  if (empty) gradients.clear(params);
   params.statistics = const_cast<void*>(measured.const_data_ptr());
   params.kept = const_cast<void*>(hidden_tensors.const_data_ptr());
   params.grad_output = grad_output.const_data_ptr();
   params.grad_input = grad_input.mutable_data_ptr();
-  params.slots = distinct.slots.data();
   if (!empty) device.run(params, images);
-  return {grad_input, rows, values};
+  return {grad_input, gradients.rows, gradients.values};
 }
 
 }  // namespace
@@ -291,12 +365,13 @@ CWK_SCHEMAS(m) {
   m.def(
       "inverted_bottleneck(Tensor input, Tensor selection, Tensor[] weights, Tensor[] scales, "
       "Tensor[] shifts, Tensor[] running_mean, Tensor[] running_var, int stride, bool training, "
-      "float eps, bool recompute, bool dense_grad, bool keep) -> (Tensor, Tensor, Tensor)");
+      "float eps, bool recompute, bool tf32, bool dense_grad, bool keep) -> (Tensor, Tensor, "
+      "Tensor)");
   m.def(
       "inverted_bottleneck_backward(Tensor grad, Tensor input, Tensor selection, "
       "Tensor[] weights, Tensor[] scales, Tensor[] shifts, Tensor[] running_mean, "
       "Tensor[] running_var, Tensor statistics, Tensor kept, int stride, bool training, "
-      "float eps, bool recompute, bool need_weights) -> (Tensor, Tensor[], Tensor[])");
+      "float eps, bool recompute, bool tf32, bool need_weights) -> (Tensor, Tensor[], Tensor[])");
 }
 
 CWK_CPU_FUNCTIONS(m) {

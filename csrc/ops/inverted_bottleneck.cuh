@@ -8,7 +8,11 @@
 
 namespace cwkernels {
 
-// The launches of a group, one after another until one gives an error.
+// The launches of a group, one after another until one gives an error. Where the choice lies on the
+// device each happens, of the largest choice's size: 4 forward and 6 backward, 2 more of them where
+// the hidden tensors are computed again. A bottleneck leaves none of them empty, an identity that
+// keeps the shape 3 and 4, one that does not, whose projection runs, 2 and 2. Blocks of the next
+// launch may start behind a block's last tile where it has sums to merge, else at once.
 template <class T>
 class BottleneckLaunches {
  public:
@@ -18,18 +22,18 @@ class BottleneckLaunches {
   int error() const { return error_; }
 
   // Three launches in evaluation, four where the last convolution is measured or an identity
-  // copies.
+  // copies, or may.
   void forward() {
     hidden();
     if (plan_.fast()) {
-      run(bottleneck_pointwise<Tf32x3, 2>, grid(2, kProductOutputs), kProductThreads,
-          ProductShared::bytes(depth(2)));
+      run(group_.call.tf32 ? bottleneck_pointwise<Tf32, 2> : bottleneck_pointwise<Tf32x3, 2>,
+          grid(2, kProductOutputs), kProductThreads, ProductShared::bytes(depth(2)));
     } else {
       run_general(bottleneck_pointwise_general<T, 2>, 2);
     }
-    bool finish = group_.measure;
+    bool finish = group_.measure || group_.call.chosen;
     each_choice([&](const auto& choice) { finish |= !choice.runs(2); });
-    const BottleneckChoice<T> any(group_, 0);
+    const BottleneckChoice<T> any = plan_.choice_of(group_, 0);
     if (finish) {
       run(bottleneck_finish<T>,
           plan_.pixel_grid(any.output_pixels, kGeneralTile, any.p.output_channels, kGeneralTile,
@@ -42,15 +46,15 @@ class BottleneckLaunches {
   void backward() {
     const InvertedBottleneckParams& p = group_.call;
     const int64_t separate = p.input_architecture_stride == 0 ? 1 : group_.count;
-    const int64_t pixels = BottleneckChoice<T>(group_, 0).input_pixels;
+    const int64_t pixels = plan_.choice_of(group_, 0).input_pixels;
     if (p.recompute) hidden();
     run_general(bottleneck_output_sums<T>, 2);
     if (plan_.fast()) {
-      run(bottleneck_project_gradient<Tf32x3>, grid(1, kProductOutputs), kProductThreads,
-          ProductShared::bytes(p.output_channels));
+      run(p.tf32 ? bottleneck_project_gradient<Tf32> : bottleneck_project_gradient<Tf32x3>,
+          grid(1, kProductOutputs), kProductThreads, ProductShared::bytes(p.output_channels));
       run(p.stride == 1 ? bottleneck_depthwise_gradient<1> : bottleneck_depthwise_gradient<2>,
           grid(0, kDepthwiseChannels), kDepthwiseThreads, DepthwiseShared::bytes());
-      run(bottleneck_input_gradient<Tf32x3>,
+      run(p.tf32 ? bottleneck_input_gradient<Tf32> : bottleneck_input_gradient<Tf32x3>,
           plan_.pixel_grid(pixels, kProductPixels, p.input_channels, kProductOutputs, separate),
           kProductThreads, ProductShared::bytes(group_.input_gradient_depth));
     } else {
@@ -66,8 +70,8 @@ class BottleneckLaunches {
  private:
   void hidden() {
     if (plan_.fast()) {
-      run(bottleneck_pointwise<Tf32x3, 0>, grid(0, kProductOutputs), kProductThreads,
-          ProductShared::bytes(depth(0)));
+      run(group_.call.tf32 ? bottleneck_pointwise<Tf32, 0> : bottleneck_pointwise<Tf32x3, 0>,
+          grid(0, kProductOutputs), kProductThreads, ProductShared::bytes(depth(0)));
       run(group_.call.stride == 1 ? bottleneck_depthwise<1> : bottleneck_depthwise<2>,
           grid(1, kDepthwiseChannels), kDepthwiseThreads, DepthwiseShared::bytes());
     } else {
@@ -89,8 +93,9 @@ class BottleneckLaunches {
       }
     });
     if (weights && plan_.fast()) {
-      run(bottleneck_weight_gradients<Tf32x3>, {weight_blocks(kWeightTile), 2, group_.count},
-          kProductThreads, WeightShared::bytes());
+      run(group_.call.tf32 ? bottleneck_weight_gradients<Tf32>
+                           : bottleneck_weight_gradients<Tf32x3>,
+          {weight_blocks(kWeightTile), 2, group_.count}, kProductThreads, WeightShared::bytes());
     } else if (weights) {
       run(bottleneck_weight_gradients_general<T>, {weight_blocks(kGeneralTile), 3, group_.count},
           kGeneralThreads, GeneralShared<T>::bytes());
@@ -99,18 +104,23 @@ class BottleneckLaunches {
         kGeneralThreads, 0);
   }
 
+  // Those of the group, or all that there may be.
   template <class F>
   void each_choice(const F& f) const {
-    for (int i = 0; i < group_.count; ++i) f(BottleneckChoice<T>(group_, i));
+    const bool known = !group_.call.chosen;
+    for (int i = 0; i < (known ? group_.count : kBottleneckCodes); ++i) {
+      f(plan_.choice_of(group_, known ? group_.picks[i].code : i));
+    }
   }
 
-  // Blocks for a place of all choices, of which each has so many channels; none where nothing runs.
-  Grid grid(int place, int64_t channels) const {
-    Grid grid{0, 0, group_.count};
+  // Shares of a place, with runs of so many channels, as many as any choice has; none where nothing
+  // runs.
+  Grid grid(int place, int64_t width) const {
+    Grid grid{0, 1, group_.count};
     each_choice([&](const auto& choice) {
       if (!choice.runs(place)) return;
-      grid.x = at_least(grid.x, group_.picks[choice.place_in_group].blocks[place]);
-      grid.y = at_least(grid.y, ceil_div(choice.channels(place), channels));
+      const int64_t runs = ceil_div(choice.channels(place), width);
+      grid.x = at_least(grid.x, group_.blocks[choice.code][place] * runs);
     });
     return grid;
   }
@@ -119,7 +129,7 @@ class BottleneckLaunches {
     each_choice([&](const auto& choice) {
       for (int place = 0; place < 3; ++place) {
         if (!choice.runs(place)) continue;
-        const int64_t parts = group_.picks[choice.place_in_group].weight_parts[place];
+        const int64_t parts = group_.weight_parts[choice.code][place];
         blocks = at_least(blocks, parts * plan_.weight_tiles(choice, place, tile));
       }
     });

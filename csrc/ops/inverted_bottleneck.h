@@ -9,18 +9,24 @@
 // affine batch norm, ReLU behind the first two, residual where the shapes agree.
 // Shape comments: A architectures, N images each, C input, E hidden, K output channels, H x W input
 // and H' x W' output pixels, S rows in a bank, U distinct rows that were read. Images are dense and
-// channels-last.
+// channels-last. Where the choice lies on the device, U is A: slot u is architecture u's.
 namespace cwkernels {
 
 // 3 of k3 e3, 3 of k5 e6, a strided identity's projection.
 constexpr int kBottleneckConvolutions = 7;
 constexpr int kBottleneckProjection = 6;
 
+constexpr int kBottleneckCodes = 3;
 enum class BottleneckCode : int64_t { identity, k3_e3, k5_e6 };
 
 struct InvertedBottleneckParams {
-  const void* input;         // [A or 1, N, H, W, C]
-  const int64_t* selection;  // [A, 2]: operation code and row
+  const void* input;  // [A or 1, N, H, W, C]
+  // [A, 2], operation code and row, known to the host, which plans by it; or null and `chosen`.
+  const int64_t* selection;
+  // [A, 2] on the device, CUDA only: all launches happen, of the largest size, and their blocks
+  // read what they are. A code or row that does not exist passes the input on where the shapes
+  // agree, gives zeros where they do not, and reads no bank.
+  const int32_t* chosen;
   // [S, E, C, 1, 1], [S, E, 1, R, R], [S, K, E, 1, 1]; the last one null in a layer that keeps the
   // shape
   const void* weights[kBottleneckConvolutions];
@@ -31,7 +37,8 @@ struct InvertedBottleneckParams {
 
   void* output;      // [A, N, H', W', K]
   void* statistics;  // [A, 2, 2 E' + K], E' of the widest candidate; written where something ran
-  // Kept for backward, each architecture's behind the one before (bottleneck_kept): raw
+  // Kept for backward, each architecture's behind the one before (bottleneck_kept, or by `chosen`
+  // as far apart as the most that one keeps): raw
   // [N, H, W, E] expanded and [N, H', W', E] filtered unless recomputed, [N, H', W', K] projected.
   void* kept;  // null: nothing is kept
 
@@ -41,16 +48,21 @@ struct InvertedBottleneckParams {
   void* grad_weights[kBottleneckConvolutions];  // [U, ...], one per distinct row; null: not needed
   void* grad_scales[kBottleneckConvolutions];   // [U, channels]
   void* grad_shifts[kBottleneckConvolutions];   // [U, channels]
-  const int64_t* slots;                         // [A]: the place of the row among the distinct ones
+  const int64_t* slots;  // [A]: the place of the row among the distinct ones; null by `chosen`
+  // By `chosen`: [banks, A], the row whose gradients a slot has, -1 where its architecture does not
+  // read the bank, or one before it reads the same row: such a slot is not written.
+  int64_t* grad_rows;
 
   int64_t input_architecture_stride;  // 0: images shared by all architectures
   int64_t architectures, images, input_channels, output_channels;
+  int64_t sets;                // S
   int64_t hidden_channels[2];  // of k3 e3 and of k5 e6
   int64_t kernel_size[2];      // of their depthwise convolutions
   int64_t height, width, stride;
   double eps;
   bool training;   // normalise by batch statistics, each architecture's own
   bool recompute;  // the hidden tensors are not kept but computed again
+  bool tf32;       // CUDA only: 1 x 1 convolutions of float may run in TF32
   bool double_precision;
   Parallel parallel;  // CPU only
   void* workspace;    // inverted_bottleneck_workspace(params) bytes, 64-byte aligned; CUDA: of its
@@ -74,6 +86,16 @@ inline int64_t bottleneck_kept(const InvertedBottleneckParams& p, int64_t code) 
   if (p.recompute) return projected;
   const int64_t hidden = p.hidden_channels[code - 1];
   return (p.images * p.height * p.width + output_pixels) * hidden + projected;
+}
+
+// The most that an architecture keeps, whatever it chooses.
+inline int64_t bottleneck_most_kept(const InvertedBottleneckParams& p) {
+  int64_t most = 0;
+  for (int64_t code = 0; code < kBottleneckCodes; ++code) {
+    const int64_t own = bottleneck_kept(p, code);
+    most = own > most ? own : most;
+  }
+  return most;
 }
 
 }  // namespace cwkernels

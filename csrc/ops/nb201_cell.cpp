@@ -10,6 +10,7 @@
 #include "../binding/images.h"
 #include "../binding/registration.h"
 #include "../binding/stream.h"
+#include "../parts/cell_plan.h"
 
 // Images are [A or 1, N, C, H, W]; banks come edge by edge: 1 x 1, 3 x 3 and, in networks with a
 // skip projection, that one.
@@ -19,74 +20,26 @@ namespace {
 using torch::headeronly::ScalarType;
 using Tensors = std::vector<Tensor>;
 
-// Drops the edges that cannot carry anything from the input to the output.
-void drop_dead(CellPlan& plan) {
-  bool fed[kCellNodes] = {true}, reaches[kCellNodes] = {false, false, false, true};
-  for (int e = 0; e < kCellEdges; ++e) {
-    fed[kCellTargets[e]] |= plan.edges[e].code != CellCode::none && fed[kCellSources[e]];
-  }
-  for (int e = kCellEdges - 1; e >= 0; --e) {
-    reaches[kCellSources[e]] |= plan.edges[e].code != CellCode::none && reaches[kCellTargets[e]];
-  }
-  for (int e = 0; e < kCellEdges; ++e) {
-    if (!fed[kCellSources[e]] || !reaches[kCellTargets[e]]) plan.edges[e].code = CellCode::none;
-  }
-}
-
-int64_t bank_of(CellCode code, int64_t per_edge) {
-  switch (code) {
-    case CellCode::conv_1x1: return 0;
-    case CellCode::conv_3x3: return 1;
-    case CellCode::skip: return per_edge == kCellBanks ? 2 : -1;
-    default: return -1;
-  }
-}
-
-// A node with one incoming edge, a plain skip, is the node that the skip comes from.
-void find_origins(CellPlan& plan) {
-  for (int n = 0; n < kCellNodes; ++n) plan.origins[n] = n;
-  for (int n = 1; n < kCellNodes; ++n) {
-    int count = 0, only = 0;
-    for (int e = 0; e < kCellEdges; ++e) {
-      if (kCellTargets[e] != n || plan.edges[e].code == CellCode::none) continue;
-      ++count;
-      only = e;
-    }
-    const CellEdge& edge = plan.edges[only];
-    if (count == 1 && edge.code == CellCode::skip && edge.bank < 0) {
-      plan.origins[n] = plan.origins[kCellSources[only]];
-    }
-  }
-}
-
-// What is kept for backward, from row `kept` on: raw outputs of convolutions that are normalised,
-// inner nodes that a convolution leaves. Returns the next row.
-int64_t place_kept(CellPlan& plan, int64_t kept) {
-  bool read[kCellNodes] = {};
-  for (int e = 0; e < kCellEdges; ++e) {
-    CellEdge& edge = plan.edges[e];
-    const bool normalised = edge.code == CellCode::conv_1x1 || edge.code == CellCode::conv_3x3;
-    edge.raw = normalised ? kept++ : -1;
-    read[plan.origins[kCellSources[e]]] |= edge.bank >= 0;
-  }
-  for (int n = 0; n < kCellNodes; ++n) plan.nodes[n] = n > 0 && read[n] ? kept++ : -1;
-  return kept;
-}
-
+// What each architecture runs: plans that the host has made, or those that lie on the device.
 struct Plans {
   std::vector<CellPlan> plans;
+  const void* planned = nullptr;
+  int64_t architectures = 0;
   int64_t kept = 0;  // rows
 };
 
-Plans make_plans(const char* name, const Tensor& selection, const Tensors& weights) {
+// Of int64 [A, 6, 2], codes and rows.
+Plans plans_by_value(const char* name, const Tensor& selection, const Tensors& weights) {
   CWK_CHECK(selection.dim() == 3 && selection.size(1) == kCellEdges && selection.size(2) == 2 &&
                 selection.scalar_type() == ScalarType::Long && selection.is_cpu(),
-            name, "selection", "int64 [A, 6, 2] on the CPU", describe(selection));
+            name, "selection", "int64 [A, 6, 2] on the CPU",
+            dtype_name(selection) + (" " + describe(selection)));
   const Tensor dense = torch::stable::contiguous(selection);
   const int64_t* values = static_cast<const int64_t*>(dense.const_data_ptr());
   const int64_t per_edge = static_cast<int64_t>(weights.size()) / kCellEdges;
   Plans result;
-  for (int64_t a = 0; a < selection.size(0); ++a) {
+  result.architectures = selection.size(0);
+  for (int64_t a = 0; a < result.architectures; ++a) {
     CellPlan plan{};
     for (int e = 0; e < kCellEdges; ++e) {
       const int64_t code = values[(a * kCellEdges + e) * 2];
@@ -99,13 +52,29 @@ Plans make_plans(const char* name, const Tensor& selection, const Tensors& weigh
       plan.edges[e].code = static_cast<CellCode>(code);
       plan.edges[e].row = row;
     }
-    drop_dead(plan);
-    for (CellEdge& edge : plan.edges) edge.bank = bank_of(edge.code, per_edge);
-    find_origins(plan);
-    result.kept = place_kept(plan, result.kept);
+    result.kept = complete_plan(plan, per_edge, result.kept);
     result.plans.push_back(plan);
   }
   return result;
+}
+
+// Of what nb201_plan gives. All sizes are those of the most that its architectures may need.
+Plans plans_by_pointer(const char* name, const Tensor& plan, const Tensor& images) {
+  CWK_CHECK(plan.dim() == 2 && plan.size(1) == kCellPlanInts && plan.is_contiguous(), name,
+            "selection", "what nb201_plan gives", describe(plan));
+  CWK_CHECK(plan.device() == images.device(), name, "selection", "a plan on the input's device",
+            "one on another device");
+  Plans result;
+  result.planned = plan.const_data_ptr();
+  result.architectures = plan.size(0);
+  result.kept = result.architectures * kCellKept;
+  return result;
+}
+
+Plans make_plans(const char* name, const Tensor& selection, const Tensors& weights,
+                 const Tensor& images) {
+  return selection.scalar_type() == ScalarType::Int ? plans_by_pointer(name, selection, images)
+                                                    : plans_by_value(name, selection, weights);
 }
 
 void check(const char* name, const Tensor& images, const Tensor& selection, const Tensors& weights,
@@ -152,7 +121,9 @@ NB201CellParams prepare(const Tensor& images, const Plans& plans, const Tensors&
   NB201CellParams params{};
   params.input = images.const_data_ptr();
   params.plans = plans.plans.data();
+  params.planned = plans.planned;
   const size_t per_edge = weights.size() / kCellEdges;
+  params.banks_per_edge = static_cast<int64_t>(per_edge);
   for (size_t i = 0; i < weights.size(); ++i) {
     params.weights[i / per_edge][i % per_edge] = weights[i].const_data_ptr();
   }
@@ -160,7 +131,7 @@ NB201CellParams prepare(const Tensor& images, const Plans& plans, const Tensors&
     params.running_mean[i / 2][i % 2] = running_mean[i].const_data_ptr();
     params.running_var[i / 2][i % 2] = running_var[i].const_data_ptr();
   }
-  params.architectures = static_cast<int64_t>(plans.plans.size());
+  params.architectures = plans.architectures;
   params.shared = images.size(0) == 1;
   params.images = images.size(1);
   params.channels = images.size(2);
@@ -188,7 +159,7 @@ Forward forward(const Run& run, const Tensor& input, const Tensor& selection,
                 const Tensors& weights, const Tensors& running_mean, const Tensors& running_var,
                 bool training, bool count_include_pad, double eps, bool winograd, bool keep) {
   check("nb201_cell", input, selection, weights, running_mean, running_var, training);
-  const Plans plans = make_plans("nb201_cell", selection, weights);
+  const Plans plans = make_plans("nb201_cell", selection, weights, input);
   const Tensor images = dense_images(input);
   NB201CellParams params = prepare(images, plans, weights, running_mean, running_var, training,
                                    count_include_pad, eps, winograd);
@@ -235,6 +206,49 @@ std::vector<std::vector<int64_t>> place_gradients(Plans& plans, size_t banks) {
   return rows;
 }
 
+// The gradients of the banks, new and to be written by the kernels.
+struct Gradients {
+  Tensors rows, values;
+};
+
+void add_values(Gradients& gradients, NB201CellParams& params, const Tensor& images,
+                const Tensor& bank, int64_t count) {
+  const size_t i = gradients.values.size(), per_edge = static_cast<size_t>(params.banks_per_edge);
+  const int64_t c = images.size(2), size = bank.size(3);
+  Tensor value = torch::stable::new_empty(images, std::vector<int64_t>{count, c, c, size, size});
+  params.grad_weights[i / per_edge][i % per_edge] = count ? value.mutable_data_ptr() : nullptr;
+  gradients.values.push_back(value);
+}
+
+// Exactly the rows that are read, none if none is needed.
+Gradients gradients_by_value(Plans& plans, NB201CellParams& params, const Tensor& images,
+                             const Tensor& selection, const Tensors& weights) {
+  Gradients gradients;
+  const auto all_rows = place_gradients(plans, weights.size());
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const int64_t count = params.need_weights ? static_cast<int64_t>(all_rows[i].size()) : 0;
+    Tensor own = torch::stable::new_empty(selection, std::vector<int64_t>{count});
+    std::copy_n(all_rows[i].begin(), count, static_cast<int64_t*>(own.mutable_data_ptr()));
+    gradients.rows.push_back(own);
+    add_values(gradients, params, images, weights[i], count);
+  }
+  return gradients;
+}
+
+// A slot for each architecture. The rows of all banks are one tensor [banks, A]: several that are
+// views of one another could not leave an operation.
+Gradients gradients_by_pointer(NB201CellParams& params, const Tensor& images,
+                               const Tensors& weights) {
+  Gradients gradients;
+  const int64_t count = params.need_weights ? params.architectures : 0;
+  Tensor rows = torch::stable::new_empty(
+      images, std::vector<int64_t>{static_cast<int64_t>(weights.size()), count}, ScalarType::Long);
+  params.rows = count ? static_cast<int64_t*>(rows.mutable_data_ptr()) : nullptr;
+  gradients.rows.push_back(rows);
+  for (const Tensor& bank : weights) add_values(gradients, params, images, bank, count);
+  return gradients;
+}
+
 template <class Run>
 Backward backward(const Run& run, const Tensor& grad, const Tensor& input, const Tensor& selection,
                   const Tensors& weights, const Tensors& running_mean, const Tensors& running_var,
@@ -242,9 +256,9 @@ Backward backward(const Run& run, const Tensor& grad, const Tensor& input, const
                   bool count_include_pad, double eps, bool winograd, bool need_weights) {
   const char* name = "nb201_cell_backward";
   check(name, input, selection, weights, running_mean, running_var, training);
-  Plans plans = make_plans(name, selection, weights);
+  Plans plans = make_plans(name, selection, weights, input);
   const Tensor images = dense_images(input), grad_output = dense_images(grad);
-  const int64_t a = static_cast<int64_t>(plans.plans.size());
+  const int64_t a = plans.architectures;
   CWK_CHECK(grad.dim() == 5 && grad.size(0) == a && grad.size(1) == images.size(1) &&
                 grad.size(2) == images.size(2) && grad.size(3) == images.size(3) &&
                 grad.size(4) == images.size(4) && grad.scalar_type() == images.scalar_type(),
@@ -257,39 +271,39 @@ Backward backward(const Run& run, const Tensor& grad, const Tensor& input, const
     CWK_CHECK(own->device() == images.device(), name, "grad, statistics, kept",
               "tensors on the input's device", "one on another device");
   }
-  const auto all_rows = place_gradients(plans, weights.size());
   NB201CellParams params = prepare(images, plans, weights, running_mean, running_var, training,
                                    count_include_pad, eps, winograd);
-  Tensors rows, values;
-  const size_t per_edge = weights.size() / kCellEdges;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    const int64_t count = need_weights ? static_cast<int64_t>(all_rows[i].size()) : 0;
-    Tensor own = torch::stable::new_empty(selection, std::vector<int64_t>{count});
-    std::copy_n(all_rows[i].begin(), count, static_cast<int64_t*>(own.mutable_data_ptr()));
-    const int64_t c = images.size(2), size = weights[i].size(3);
-    Tensor value = torch::stable::new_empty(images, std::vector<int64_t>{count, c, c, size, size});
-    params.grad_weights[i / per_edge][i % per_edge] = count ? value.mutable_data_ptr() : nullptr;
-    rows.push_back(own);
-    values.push_back(value);
-  }
+  params.need_weights = need_weights;
+  const Gradients gradients = plans.planned
+                                  ? gradients_by_pointer(params, images, weights)
+                                  : gradients_by_value(plans, params, images, selection, weights);
   Tensor grad_input = images_like(images, images.size(0));
   if (images.numel() == 0) {
-    for (Tensor& value : values) torch::stable::zero_(value);
-    return {grad_input, rows, values};
+    for (Tensor value : gradients.values) torch::stable::zero_(value);
+    if (plans.planned) {
+      Tensor none = gradients.rows[0];
+      torch::stable::fill_(none, -1);
+    }
+    return {grad_input, gradients.rows, gradients.values};
   }
-  params.need_weights = need_weights;
   params.grad_output = grad_output.const_data_ptr();
   params.grad_input = grad_input.mutable_data_ptr();
   params.statistics = const_cast<void*>(statistics.const_data_ptr());
   params.kept = const_cast<void*>(kept.const_data_ptr());
   run(params, images);
-  return {grad_input, rows, values};
+  return {grad_input, gradients.rows, gradients.values};
+}
+
+void check_on_host(const char* name, const Tensor& selection) {
+  CWK_CHECK(selection.scalar_type() != ScalarType::Int, name, "selection",
+            "int64 [A, 6, 2] for tensors of the CPU, whose kernels read no plan", "int32");
 }
 
 Forward nb201_cell_cpu(const Tensor& input, const Tensor& selection, const Tensors& weights,
                        const Tensors& running_mean, const Tensors& running_var, bool training,
                        bool count_include_pad, double eps, bool winograd, bool /*dense_grad*/,
                        bool keep) {
+  check_on_host("nb201_cell", selection);
   const auto run = [](NB201CellParams& params, const Tensor& /*images*/) {
     params.parallel = cpu_parallel();
     CWK_RUN_CPU(nb201_cell, params);
@@ -303,6 +317,7 @@ Backward nb201_cell_backward_cpu(const Tensor& grad, const Tensor& input, const 
                                  const Tensors& running_var, const Tensor& statistics,
                                  const Tensor& kept, bool training, bool count_include_pad,
                                  double eps, bool winograd, bool need_weights) {
+  check_on_host("nb201_cell_backward", selection);
   const auto run = [](NB201CellParams& params, const Tensor& /*images*/) {
     params.parallel = cpu_parallel();
     CWK_RUN_CPU(nb201_cell_backward, params);

@@ -21,6 +21,9 @@
 //
 // Blocks: at most two a processor for each architecture, 264 on an H100, each with its run of
 // pixels, so that statistics are few partial results and do not depend on the other architectures.
+//
+// Where only the device knows the choice, the grid and all launches are the same for any; a block
+// reads the 116 bytes of its architecture, out of L2, and one without work returns.
 namespace cwkernels {
 
 // What a node is summed from.
@@ -160,19 +163,20 @@ __device__ __forceinline__ bool cell_any_reads(const CellOf<float>& cell, bool r
 
 // Every convolution of a node, of a tile: results(e, output, sums) for each chunk of outputs. The
 // tile is loaded once for all that rectify it, once more if a skip's projection reads it as it is;
-// `store`, or null, gets the node's values with the first of these loads.
+// if it `stores` the node, then with the first of these loads.
 template <class Precision, class Split, class Results>
 __device__ __forceinline__ void cell_fan_out(const CellTileLaunch& p, const CellOf<float>& cell,
                                              const TilePlace& tile, const CellNodeFours& value,
-                                             float* store, float* source, float* weights,
+                                             bool stores, float* source, float* weights,
                                              const Results& results) {
   const CellRows<Split> rows(p);
   const int64_t base = cell_tile_base(p, tile);
 #pragma unroll 1
   for (int pass = 0; pass < 2; ++pass) {
     const bool rectified = pass == 0;
-    if (!cell_any_reads(cell, rectified) && (rectified || !store)) continue;
+    if (!cell_any_reads(cell, rectified) && (rectified || !stores)) continue;
     sync_block();
+    float* store = stores ? cell.stored(p.l.node) : nullptr;
     cell_load_tile<Precision>(
         p, tile,
         [&](const CellBatch& batch, Four(&values)[CellBatch::kCount]) {
@@ -191,7 +195,7 @@ __device__ __forceinline__ void cell_fan_out(const CellTileLaunch& p, const Cell
           }
         },
         source);
-    store = nullptr;
+    stores = false;
     sync_block();
 #pragma unroll 1
     for (int target = p.l.node + 1; target < kCellNodes; ++target) {
@@ -245,7 +249,6 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kP
   sync_block();
   const CellNodeFours value(cell, l.node, norms, terms);
   const bool stores = l.node > 0 && cell.own.nodes[l.node] != kNowhere;
-  float* store = stores ? cell.stored(l.node) : nullptr;
   Moments<float>* mine = moments + Split::pixel() / (Split::kM * kMmaRows) * channels;
   for (int64_t number = blockIdx.x; number < p.tiles.count; number += gridDim.x) {
     const TilePlace tile = tile_place(p.tiles, number);
@@ -259,7 +262,7 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kP
       cell_measure<Split>(sums, outputs, outputs.count(),
                           mine + leaving_place(e) * Split::kWarpsM * channels + output);
     };
-    cell_fan_out<Precision, Split>(p, cell, tile, value, store, source, weights, keep);
+    cell_fan_out<Precision, Split>(p, cell, tile, value, stores, source, weights, keep);
   }
   allow_next();
   if (!l.p.training) return;
@@ -342,7 +345,7 @@ __global__ void __launch_bounds__(Split::kThreads, 1)
         store_lanes(to + outputs.offsets[i] + n, own);
       });
     };
-    cell_fan_out<Precision, Split>(p, cell, tile, value, nullptr, source, weights, add);
+    cell_fan_out<Precision, Split>(p, cell, tile, value, false, source, weights, add);
     cell_add_plain(p, cell, tile, value);
   }
   allow_next();
@@ -481,8 +484,8 @@ inline int launch_cell_node(const CellTileLaunch& p, void* stream) {
 template <class Launch, class T>
 int launch_cell_forward(Launch& launch, CellLaunch<T>& l, void* stream) {
   for (l.node = 0; l.node < kCellNodes; ++l.node) {
-    bool works = false;
-    for (int i = 0; i < l.count; ++i) {
+    bool works = l.chosen && (l.node < 3 || !is_fused(l.p));
+    for (int i = 0; !l.chosen && i < l.count; ++i) {
       const CellArchitecture& own = l.architectures[i];
       works |= is_fused(l.p) ? cell_evaluation_works(own, l.node) : cell_forward_works(own, l.node);
     }

@@ -34,9 +34,14 @@ struct CellPlan {
   int64_t nodes[kCellNodes];    // where an inner node is kept: a row of `kept`, or -1
 };
 
+// What nb201_plan leaves of an architecture on the device.
+constexpr int64_t kCellPlanInts = 87;
+constexpr int64_t kCellKept = kCellEdges + 2;
+
 struct NB201CellParams {
   const void* input;                                     // [A or 1, N, H, W, C]
-  const CellPlan* plans;                                 // [A]
+  const CellPlan* plans;                                 // [A], or null, and then
+  const void* planned;                                   // int32 [A, kCellPlanInts]: CUDA only
   const void* weights[kCellEdges][kCellBanks];           // [S, C, C, R, R] contiguous, or null
   const void* running_mean[kCellEdges][kCellBanks - 1];  // [S, C], read in evaluation
   const void* running_var[kCellEdges][kCellBanks - 1];   // [S, C], read in evaluation
@@ -44,13 +49,16 @@ struct NB201CellParams {
   void* output;             // [A, N, H, W, C]
   void* statistics;         // [A, 6, 2, C]: mean and biased variance, written where measured
   void* output_statistics;  // [A, 2, C], written in training
-  void* kept;               // rows [N, H, W, C] for backward, or null: nothing is kept
+  void* kept;               // rows [N, H, W, C] for backward, or null: nothing is kept. With
+                            // `planned` kCellKept for each architecture
 
   // backward
   const void* grad_output;                     // [A, N, H, W, C]
   void* grad_input;                            // [A or 1, N, H, W, C]
-  void* grad_weights[kCellEdges][kCellBanks];  // [U, C, C, R, R]
-  bool need_weights;                           // else grad_weights are not written
+  void* grad_weights[kCellEdges][kCellBanks];  // [U, C, C, R, R]; with `planned` U is A, and
+  int64_t* rows;                               // [6 banks_per_edge, A]: the row of each, or -1
+  int64_t banks_per_edge;
+  bool need_weights;  // else grad_weights are not written
 
   bool shared;  // the input is one batch for all architectures, its gradient their sum in order
   int64_t architectures, images, channels, height, width;

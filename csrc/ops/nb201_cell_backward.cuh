@@ -293,7 +293,9 @@ __device__ __forceinline__ void cell_input_tiles(const CellTileLaunch& p, int64_
   }
 }
 
-// The last launch: blocks for the input, then blocks for weights.
+// The last launch: blocks for the input, then blocks for weights; those of all six edges where only
+// the device knows which of them convolve, so that 264 for each architecture start, and on average
+// over all cells 2.0 edges' blocks have work.
 template <class Precision, class Split>
 __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kProducts))
     cell_backward_last_tile(const __grid_constant__ CellBackLaunch p) {
@@ -303,6 +305,7 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kP
                 Weights::kOutputs == Weights::kInputs && Pointwise::kOutputs == Weights::kOutputs);
   wait_for_previous();
   const CellLaunch<float>& l = p.t.l;
+  if (blockIdx.x == 0) cell_write_rows(l);
   const int64_t inputs = l.blocks * (l.p.shared ? 1 : l.count), block = blockIdx.x - inputs;
   if (block < 0) {
     const int slot = static_cast<int>(blockIdx.x / l.blocks);
@@ -311,11 +314,12 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kP
     return;
   }
   const int side = static_cast<int>(l.p.channels) / Weights::kInputs;
-  const CellJob& job = l.jobs[block / (p.parts * side * side)];
-  if (kernel_size(l.architectures[job.architecture].edges[job.edge]) == 3) {
-    cell_weight_tiles<Precision, Weights>(p, block);
+  const CellJob job = cell_job(l, static_cast<int>(block / (p.parts * side * side)));
+  if (job.count == 0) return;
+  if (kernel_size(l.architecture(job.architecture).edges[job.edge]) == 3) {
+    cell_weight_tiles<Precision, Weights>(p, job, block);
   } else {
-    cell_weight_tiles<Precision, Pointwise>(p, block);
+    cell_weight_tiles<Precision, Pointwise>(p, job, block);
   }
 }
 
@@ -393,8 +397,8 @@ inline bool cell_backward_works(const NB201CellParams& p, const CellArchitecture
 template <class Launch, class T>
 int launch_cell_backward(Launch& launch, CellLaunch<T>& l, void* stream) {
   for (l.node = kCellNodes - 1; l.node >= 0; --l.node) {
-    bool works = false;
-    for (int i = 0; i < l.count; ++i) {
+    bool works = l.chosen && (l.node < 3 || l.p.training);
+    for (int i = 0; !l.chosen && i < l.count; ++i) {
       works |= cell_backward_works(l.p, l.architectures[i], l.node);
     }
     const int error = works ? launch_cell_node_backward(launch, stream) : 0;

@@ -1,4 +1,5 @@
 #pragma once
+#include "../parts/cell_jobs.cuh"
 #include "nb201_cell_general.cuh"
 
 // The backward pass of nb201_cell_general.cuh; the launches are those of nb201_cell_backward.cuh.
@@ -225,7 +226,7 @@ __device__ T cell_weight_gradient(const CellOf<T>& cell, int e, int64_t k, int64
 template <class T>
 __device__ void cell_weight_gradients(const CellLaunch<T>& l, const CellJob& job, int64_t i) {
   const int e = job.edge;
-  const CellOf<T> first(l, job.architecture);
+  const CellOf<T> first(l, job.first);
   const CellChoice& own = first.edge(e);
   if (i >= first.weight_size(e)) return;
   const int taps = kernel_size(own) * kernel_size(own);
@@ -233,9 +234,9 @@ __device__ void cell_weight_gradients(const CellLaunch<T>& l, const CellJob& job
   const uint32_t pair = number / taps, k = pair / channels, c = pair - k * channels;
   T* to = static_cast<T*>(l.p.grad_weights[e][own.bank]) + own.slot * first.weight_size(e) + i;
   T total = own.again ? *to : T(0);
-  for (int slot = job.architecture; slot < l.count; ++slot) {
+  for (int slot = job.first; slot < l.count; ++slot) {
+    if (!(job.readers >> slot & 1)) continue;
     const CellOf<T> cell(l, slot);
-    if (cell.edge(e).bank != own.bank || cell.edge(e).slot != own.slot) continue;
     total += cell_weight_gradient(cell, e, k, c, static_cast<int>(number - pair * taps));
   }
   *to = total;
@@ -250,14 +251,16 @@ template <class T>
 __global__ void __launch_bounds__(kCellThreads, 1)
     cell_backward_last_general(const __grid_constant__ CellLaunch<T> l) {
   wait_for_previous();
+  if (blockIdx.x == 0) cell_write_rows(l);
   const int64_t inputs = l.blocks * (l.p.shared ? 1 : l.count);
   if (blockIdx.x < inputs) {
     const int slot = static_cast<int>(blockIdx.x / l.blocks);
     cell_input_gradient(l, blockIdx.x % l.blocks, slot, l.p.shared ? l.count : slot + 1);
   } else {
     const int64_t chunks = cell_weight_chunks(l.p.channels), own = blockIdx.x - inputs;
-    if (l.jobs[own / chunks].leader != own / chunks) return;
-    cell_weight_gradients(l, l.jobs[own / chunks], own % chunks * kCellThreads + threadIdx.x);
+    const CellJob job = cell_job(l, static_cast<int>(own / chunks));
+    if (job.count == 0 || job.first != job.architecture) return;
+    cell_weight_gradients(l, job, own % chunks * kCellThreads + threadIdx.x);
   }
 }
 

@@ -1,5 +1,5 @@
 #pragma once
-#include "../parts/lanes.cuh"
+#include "../parts/momentum.cuh"
 #include "sgd.h"
 
 // All rows that move in one launch: what a step moves (of NAS-Bench-201 some 60 tensors, of Macro
@@ -8,8 +8,6 @@
 // of them a thread, by 16 bytes where the row allows it.
 namespace cwkernels {
 
-constexpr int kSgdThreads = 256;
-constexpr int64_t kSgdPiece = kSgdThreads * 4;
 // As many as fit the 4 KB of a launch's parameters: 40 bytes a row, 4 for each gradient of one.
 constexpr int kSgdMoves = 84;
 constexpr int kSgdEntries = 168;
@@ -53,31 +51,9 @@ __device__ __forceinline__ void sgd_move(const SgdLaunch& l, const SgdMove& move
     }
   }
   if (move.unfinished) return store_lanes(carry + i, sum);
-  T* weight = static_cast<T*>(move.weight) + i;
-  T* momentum = static_cast<T*>(move.momentum) + i;
-  Lanes<T, kLanes> w = load_lanes<kLanes>(weight), m = load_lanes<kLanes>(momentum);
-  const T lr = static_cast<T>(l.lr), keep = static_cast<T>(l.momentum);
-  const T decay = static_cast<T>(l.weight_decay);
-#pragma unroll
-  for (int k = 0; k < kLanes; ++k) {
-    // Without decay a weight that is not finite must not reach the momentum.
-    if (decay != T(0)) sum[k] += w[k] * decay;
-    m[k] = m[k] * keep + sum[k];
-    w[k] -= m[k] * lr;
-  }
-  store_lanes(momentum, m);
-  store_lanes(weight, w);
-}
-
-// Where it may be moved by 16 bytes: row, and so every entry, begins and ends at a multiple of
-// them.
-template <class T>
-__device__ __forceinline__ bool sgd_is_wide(const SgdMove& move) {
-  const uintptr_t bits = reinterpret_cast<uintptr_t>(move.weight) |
-                         reinterpret_cast<uintptr_t>(move.momentum) |
-                         reinterpret_cast<uintptr_t>(move.grad) |
-                         static_cast<uintptr_t>(move.size * static_cast<int64_t>(sizeof(T)));
-  return bits % 16 == 0;
+  move_by<T, kLanes>(
+      sum, static_cast<T*>(move.weight) + i, static_cast<T*>(move.momentum) + i,
+      {static_cast<T>(l.lr), static_cast<T>(l.momentum), static_cast<T>(l.weight_decay)});
 }
 
 // Six blocks on a processor, 40 registers: left alone, ptxas takes 32 for eight blocks, and spills.
@@ -92,7 +68,7 @@ __global__ void __launch_bounds__(kSgdThreads, 6) sgd_kernel(SgdLaunch l) {
   do {
     const SgdMove& move = l.moves[u];
     const int64_t end = first + kSgdPiece < move.size ? first + kSgdPiece : move.size;
-    if (sgd_is_wide<T>(move)) {
+    if (is_wide<T>(move.weight, move.momentum, move.grad, move.size)) {
       constexpr int kLanes = kWideLanes<T>;
       for (int64_t i = first + threadIdx.x * kLanes; i < end; i += kSgdThreads * kLanes) {
         sgd_move<T, kLanes>(l, move, i);

@@ -1,5 +1,6 @@
 #include "update_statistics.h"
 
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -38,15 +39,23 @@ void check_length(const char* list, size_t length, size_t wanted) {
   CWK_CHECK(length == wanted, kName, list, "as many entries as running_mean", length);
 }
 
+// Whether rows lie where only kernels read them; the dtype tells, as on the emulator all tensors
+// lie on the CPU.
+bool is_by_pointer(const Tensor& rows) { return rows.scalar_type() == ScalarType::Int; }
+
 void check(const Tensors& mean, const Tensors& var, const Tensors& batches,
            const Tensors& statistics, const Tensor& rows, const std::vector<int64_t>& counts) {
   check_length("running_var", var.size(), mean.size());
   check_length("num_batches_tracked", batches.size(), mean.size());
   check_length("statistics", statistics.size(), mean.size());
   check_length("counts", counts.size(), mean.size());
-  CWK_CHECK(rows.scalar_type() == ScalarType::Long && rows.dim() == 2 && rows.is_cpu() &&
+  const bool by_value = rows.scalar_type() == ScalarType::Long && rows.is_cpu();
+  const bool by_pointer =
+      is_by_pointer(rows) && (mean.empty() || rows.device() == mean[0].device());
+  CWK_CHECK((by_value || by_pointer) && rows.dim() == 2 &&
                 rows.size(0) == static_cast<int64_t>(mean.size()),
-            kName, "rows", "int64 [L, A] on the CPU", dtype_name(rows) + (" " + describe(rows)));
+            kName, "rows", "int64 [L, A] on the CPU, or for CUDA kernels int32 on their device",
+            dtype_name(rows) + (" " + describe(rows)) + " on " + device_name(rows));
   for (size_t i = 0; i < mean.size(); ++i) {
     const auto dtype = mean[i].scalar_type();
     CWK_CHECK(mean[i].dim() == 2 && mean[i].device() == mean[0].device() &&
@@ -106,8 +115,13 @@ void update(const Run& run, const Tensors& running_mean, const Tensors& running_
             const std::vector<int64_t>& counts, std::optional<double> momentum) {
   check(running_mean, running_var, batches, statistics, rows_any, counts);
   const Tensor rows = torch::stable::contiguous(rows_any);
-  const int64_t* row_of = static_cast<const int64_t*>(rows.const_data_ptr());
-  check_range(row_of, rows.size(1), running_mean);
+  UpdateStatisticsParams params{};
+  if (is_by_pointer(rows)) {
+    params.device_rows = static_cast<const int32_t*>(rows.const_data_ptr());
+  } else {
+    params.rows = static_cast<const int64_t*>(rows.const_data_ptr());
+    check_range(params.rows, rows.size(1), running_mean);
+  }
   Written mean(running_mean), var(running_var), tracked(batches);
   std::vector<StatisticsTarget> targets(running_mean.size());
   for (size_t i = 0; i < targets.size(); ++i) {
@@ -119,12 +133,11 @@ void update(const Run& run, const Tensors& running_mean, const Tensors& running_
     target.num_batches_tracked = static_cast<int64_t*>(tracked.pointer(i));
     target.statistics = statistics[i].const_data_ptr();
     target.statistics_stride = statistics[i].stride(0);
+    target.sets = running_mean[i].size(0);
     target.channels = running_mean[i].size(1);
     target.count = counts[i];
   }
-  UpdateStatisticsParams params{};
   params.targets = targets.data();
-  params.rows = row_of;
   params.norms = rows.size(0);
   params.architectures = rows.size(1);
   params.momentum = momentum.value_or(-1);
@@ -135,6 +148,8 @@ void update(const Run& run, const Tensors& running_mean, const Tensors& running_
 void update_statistics_cpu(Tensors running_mean, Tensors running_var, Tensors batches,
                            Tensors statistics, const Tensor& rows, std::vector<int64_t> counts,
                            std::optional<double> momentum) {
+  CWK_CHECK(!is_by_pointer(rows), kName, "rows", "int64 [L, A] on the CPU for CPU kernels",
+            dtype_name(rows));
   const auto run = [](const UpdateStatisticsParams& params) {
     CWK_CALL_CPU(cpu_isa(), update_statistics, params);
   };
@@ -142,11 +157,26 @@ void update_statistics_cpu(Tensors running_mean, Tensors running_var, Tensors ba
 }
 
 #if CWK_WITH_CUDA
+// What the parameters of a CUDA launch have room for.
+void check_room(const UpdateStatisticsParams& p) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  constexpr int64_t kMostSlots = std::numeric_limits<uint16_t>::max();
+  for (int64_t i = 0; i < p.norms; ++i) {
+    const StatisticsTarget& target = p.targets[i];
+    CWK_CHECK(target.count <= kMost && target.statistics_stride <= kMost, kName,
+              entry("counts", static_cast<size_t>(i)), "at most 2^31 - 1 values", target.count);
+    CWK_CHECK(!p.device_rows || (target.sets <= kMostSlots && i <= kMostSlots), kName,
+              entry("running_mean", static_cast<size_t>(i)),
+              "at most 65,535 rows and batch norms with rows on the device", target.sets);
+  }
+}
+
 void update_statistics_gpu(Tensors running_mean, Tensors running_var, Tensors batches,
                            Tensors statistics, const Tensor& rows, std::vector<int64_t> counts,
                            std::optional<double> momentum) {
   const GpuCall call(kName, running_mean.empty() ? rows : running_mean[0]);
   const auto run = [&](const UpdateStatisticsParams& params) {
+    check_room(params);
     call.check(update_statistics_cuda(params, call.stream()));
   };
   update(run, running_mean, running_var, batches, statistics, rows, counts, momentum);

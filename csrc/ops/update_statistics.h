@@ -14,15 +14,18 @@ struct StatisticsTarget {
   int64_t* num_batches_tracked;  // [S]
   const void* statistics;        // [A, 2, C] mean and biased variance
   int64_t statistics_stride;     // between architectures, in elements; 0: all measured the same
-  int64_t channels;              // C
+  int64_t sets, channels;        // S, C
   int64_t count;                 // values a channel that the statistics were taken over
 };
 
 struct UpdateStatisticsParams {
   const StatisticsTarget* targets;  // [L]
-  const int64_t* rows;              // [L, A]; -1: the architecture did not run this batch norm
-  int64_t norms, architectures;     // L, A
-  double momentum;                  // weight of the new batch; negative: exact average
+  // [L, A]; -1: the architecture did not run this batch norm. One of the two: on the host, or (CUDA
+  // only) on the device, where rows that do not exist are passed over, too.
+  const int64_t* rows;
+  const int32_t* device_rows;
+  int64_t norms, architectures;  // L, A
+  double momentum;               // weight of the new batch; negative: exact average
 };
 
 // Launches on `stream`, a cudaStream_t; `targets` and `rows` are read here, on the host. Returns

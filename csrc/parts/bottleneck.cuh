@@ -13,15 +13,18 @@ namespace cwkernels {
 // Architectures whose choices fit into a kernel's params, beside the rest of BottleneckLaunch.
 constexpr int kBottleneckGroup = 32;
 
+// What an architecture chose.
 struct BottleneckPick {
-  int64_t row;
-  int64_t slot;             // of its row, among the distinct ones of its banks
-  int64_t kept;             // elements of `kept` before its own
-  int64_t index;            // among all architectures of the call
-  int32_t blocks[3];        // by place: those that share the pixels of a run of channels
-  int32_t weight_parts[3];  // by place: ranges of pixels whose gradients of the weights are apart
+  int64_t row;   // -1: no bank is read, as what was chosen on the device does not exist
+  int64_t slot;  // of its row, among the distinct ones of its banks
+  int64_t kept;  // elements of `kept` before its own
   int32_t code;
   bool again;  // a group before this one read the same row of the same banks
+
+  // Whether both read the same row of the same banks, if they read any.
+  __host__ __device__ bool repeats(const BottleneckPick& other) const {
+    return code == other.code && row == other.row;
+  }
 };
 
 // How the depthwise convolution's outputs are cut into tiles: `rows` x `columns` pixels of `images`
@@ -33,12 +36,18 @@ struct DepthwiseTiles {
   int64_t count;
 };
 
-// A group, by value. `call.selection` and `call.slots` are the host's and not read on the device.
+// A group. `call.selection` and `call.slots` are the host's and not read on the device.
 struct BottleneckLaunch {
   InvertedBottleneckParams call;
-  BottleneckPick picks[kBottleneckGroup];
+  BottleneckPick picks[kBottleneckGroup];  // not read where call.chosen says what they are
+  int64_t first;                           // of the group, among all architectures of the call
   int count;
-  bool measure;  // statistics come from partial results, which this call's kernels leave
+  // By code and place: blocks that share the pixels of a run of channels, and ranges of pixels
+  // whose gradients of the weights are apart.
+  int32_t blocks[kBottleneckCodes][3];
+  int32_t weight_parts[kBottleneckCodes][3];
+  int64_t most_kept;  // by call.chosen: elements of `kept` of each architecture
+  bool measure;       // statistics come from partial results, which this call's kernels leave
   // Scratch, the group's architectures one behind the other.
   void* expanded;           // [count][N H W, E], null: in `kept`
   void* filtered;           // [count][N H' W', E], null: in `kept`
@@ -57,24 +66,38 @@ static_assert(sizeof(BottleneckLaunch) <= 4096, "the most that a kernel takes by
 
 __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// What one architecture runs. The only place where a block reads what was chosen.
+// What an architecture of the group chose: the only place where a block reads it.
+__device__ inline BottleneckPick pick_of(const BottleneckLaunch& launch, int64_t architecture) {
+  const InvertedBottleneckParams& p = launch.call;
+  if (!p.chosen) return launch.picks[architecture];
+  const int64_t index = launch.first + architecture;
+  const int32_t code = load_global(p.chosen + 2 * index);
+  const int32_t row = load_global(p.chosen + 2 * index + 1);
+  const bool exists = code >= 0 && code < kBottleneckCodes && row >= 0 && row < p.sets;
+  return {exists ? row : -1, index, index * launch.most_kept, exists ? code : 0, false};
+}
+
+// What one architecture runs.
 template <class T>
 struct BottleneckChoice {
   const BottleneckLaunch& launch;
   const InvertedBottleneckParams& p;
   int64_t place_in_group;
-  int64_t code, row, slot, index;
+  int64_t code, row, kept_before, index;
   int64_t hidden, kernel_size;
   int64_t output_height, output_width, input_pixels, output_pixels;
 
-  __host__ __device__ BottleneckChoice(const BottleneckLaunch& of, int64_t architecture)
+  __device__ BottleneckChoice(const BottleneckLaunch& of, int64_t architecture)
+      : BottleneckChoice(of, pick_of(of, architecture), architecture) {}
+  __host__ __device__ BottleneckChoice(const BottleneckLaunch& of, const BottleneckPick& pick,
+                                       int64_t architecture)
       : launch(of),
         p(of.call),
         place_in_group(architecture),
-        code(of.picks[architecture].code),
-        row(of.picks[architecture].row),
-        slot(of.picks[architecture].slot),
-        index(of.picks[architecture].index),
+        code(pick.code),
+        row(pick.row),
+        kept_before(pick.kept),
+        index(of.first + architecture),
         hidden(code > 0 ? p.hidden_channels[code > 1] : 0),
         kernel_size(code > 0 ? p.kernel_size[code > 1] : 0),
         output_height((p.height - 1) / p.stride + 1),
@@ -83,14 +106,13 @@ struct BottleneckChoice {
         output_pixels(p.images * output_height * output_width) {}
 
   __host__ __device__ bool projects_input() const {
-    return code == 0 && p.weights[kBottleneckProjection];
+    return code == 0 && row >= 0 && p.weights[kBottleneckProjection];
   }
   __host__ __device__ bool runs(int place) const {
     return code > 0 || (place == 2 && projects_input());
   }
-  __host__ __device__ bool residual() const {
-    return code > 0 && !p.weights[kBottleneckProjection];
-  }
+  // Whether the input is part of the output: as a residual, or as all of it.
+  __host__ __device__ bool passes_input() const { return !p.weights[kBottleneckProjection]; }
   __host__ __device__ int64_t bank(int place) const {
     return code > 0 ? 3 * (code - 1) + place : int64_t{kBottleneckProjection};
   }
@@ -165,7 +187,7 @@ struct BottleneckChoice {
 
   // --- Batch norms -------------------------------------------------------------------------------
 
-  __device__ int64_t blocks(int place) const { return launch.picks[place_in_group].blocks[place]; }
+  __device__ int64_t blocks(int place) const { return launch.blocks[code][place]; }
   // The sums over pixels of a place: a slot for each run of kRun channels.
   template <class Value>
   __device__ Partials<Value> partials(int place) const {
@@ -222,9 +244,7 @@ struct BottleneckChoice {
   }
 
   // Gradients of a place's weights over one of weight_parts(place) ranges of pixels.
-  __device__ int64_t weight_parts(int place) const {
-    return launch.picks[place_in_group].weight_parts[place];
-  }
+  __device__ int64_t weight_parts(int place) const { return launch.weight_parts[code][place]; }
   __device__ T* weight_partial(int place, int64_t part) const {
     return static_cast<T*>(launch.weight_partials) +
            (place_in_group * 3 + place) * launch.weight_elements + part * weight_size(place);
@@ -256,7 +276,7 @@ struct BottleneckChoice {
   }
 
  private:
-  __device__ T* kept() const { return static_cast<T*>(p.kept) + launch.picks[place_in_group].kept; }
+  __device__ T* kept() const { return static_cast<T*>(p.kept) + kept_before; }
   __device__ T* scratch(void* of, int64_t pixels) const {
     return static_cast<T*>(of) + place_in_group * pixels * widest();
   }
@@ -264,6 +284,49 @@ struct BottleneckChoice {
     return static_cast<const T*>(banks[bank(place)]) + row * channels(place);
   }
 };
+
+// [begin, end) of rows, columns or tiles.
+struct Range {
+  int64_t begin, end;
+};
+
+// What a block works for at a place: one part of the pixels, of one run of channels. Blocks are
+// numbered part after part, then run after run, so that those for which a choice has no work are
+// the last of the grid and hold up no other.
+template <class T>
+struct BottleneckShare {
+  const BottleneckChoice<T>& choice;
+  int place, width, part, run;
+
+  // `channels` are a run's; those of launch.run if the block sums.
+  __device__ BottleneckShare(const BottleneckChoice<T>& of, int at, int channels)
+      : choice(of), place(at), width(channels) {
+    const int blocks = of.runs(at) ? static_cast<int>(of.blocks(at)) : 1;
+    part = static_cast<int>(blockIdx.x) % blocks;
+    run = static_cast<int>(blockIdx.x) / blocks;
+  }
+
+  __device__ bool works() const {
+    return choice.runs(place) && first_channel() < choice.channels(place);
+  }
+  __device__ int64_t first_channel() const { return static_cast<int64_t>(run) * width; }
+  // Of so many tiles of pixels, the block's.
+  __device__ Range tiles(int64_t count) const {
+    const int64_t blocks = choice.blocks(place);
+    return {count * part / blocks, count * (part + 1) / blocks};
+  }
+  // Leaves own(channel of the run) as the block's partial result. By all threads, once.
+  template <class Value, class Own>
+  __device__ void leave(int* last, const Own& own) const {
+    leave_partial(choice.template partials<Value>(place), run, part, last, own);
+  }
+};
+
+// Of the blocks that read what was measured of a place, the first writes it to the result.
+template <class T>
+__device__ void write_statistics_once(const BottleneckChoice<T>& choice, int place) {
+  if (choice.launch.measure && blockIdx.x == 0 && blockIdx.y == 0) choice.write_statistics(place);
+}
 
 // Coefficients of `width` channels from `first` on, zeros behind the last channel. A barrier
 // follows before they are read.

@@ -17,7 +17,7 @@ constexpr int kDepthwiseWarps = kDepthwiseThreads / kWarp;
 constexpr int kDepthwiseChannels = kWarp;
 constexpr int kStrip = 4;
 // Most pixels that a tile reads: 48 KB, which leaves the number of blocks on a processor, but for
-// 86, 89 and 120, to the registers: two of a convolution (108), one of its gradients (158). An 8 x
+// 86, 89 and 120, to the registers: two of a convolution (112), one of its gradients (152). An 8 x
 // 8 image under 5 x 5 reads 12 x 12, 18 KB.
 constexpr int kDepthwiseSource = 384;
 constexpr int kDepthwiseOutputs = 128;
@@ -120,13 +120,10 @@ __device__ __forceinline__ void each_strip(const DepthwiseTiles& t, const F& f) 
 
 // This block's tiles, one after another.
 template <class F>
-__device__ __forceinline__ void each_depthwise_tile(const BottleneckChoice<float>& choice,
-                                                    int place, const DepthwiseTiles& t,
-                                                    const F& f) {
-  const int64_t blocks = choice.blocks(place), end = t.count * (blockIdx.x + 1) / blocks;
-  for (int64_t tile = t.count * blockIdx.x / blocks; tile < end; ++tile) {
-    f(depthwise_place(t, tile));
-  }
+__device__ __forceinline__ void each_depthwise_tile(const BottleneckShare<float>& share,
+                                                    const DepthwiseTiles& t, const F& f) {
+  const Range tiles = share.tiles(t.count);
+  for (int64_t tile = tiles.begin; tile < tiles.end; ++tile) f(depthwise_place(t, tile));
 }
 
 template <int kSize>
@@ -142,11 +139,12 @@ __device__ __forceinline__ void load_taps(const BottleneckChoice<float>& choice,
 // R^2 taps and 4 sums in registers. A tile of 8 x 8 outputs of 5 x 5: 2 strips a warp, each of 40
 // reads of shared memory and 100 products.
 template <int kSize, int kStride>
-__device__ __forceinline__ void run_depthwise(const BottleneckChoice<float>& choice) {
+__device__ __forceinline__ void run_depthwise(const BottleneckShare<float>& share) {
+  const BottleneckChoice<float>& choice = share.choice;
   const DepthwiseShared shared;
   const DepthwiseTiles& t = choice.launch.filter_tiles[choice.code - 1];
   const int64_t channels = choice.hidden;
-  const int64_t first = static_cast<int64_t>(blockIdx.y) * kDepthwiseChannels;
+  const int64_t first = share.first_channel();
   const int64_t channel = first + lane();
   const bool exists = channel < channels;
   float taps[kSize * kSize] = {};
@@ -158,7 +156,7 @@ __device__ __forceinline__ void run_depthwise(const BottleneckChoice<float>& cho
   const int height = static_cast<int>(choice.output_height);
   const int width = static_cast<int>(choice.output_width);
   Moments<float> all = Moments<float>::nothing();
-  each_depthwise_tile(choice, 1, t, [&](const DepthwisePlace& at) {
+  each_depthwise_tile(share, t, [&](const DepthwisePlace& at) {
     sync_block();
     load_depthwise(
         t, at.image, choice.p.images, at.y * kStride - kSize / 2, at.x * kStride - kSize / 2,
@@ -202,30 +200,26 @@ __device__ __forceinline__ void run_depthwise(const BottleneckChoice<float>& cho
       if (choice.launch.measure) all = all.merged(moments_of(sums, live));
     });
   });
+  allow_next();
   if (!choice.launch.measure) return;
   sync_block();
   const Moments<float> sum = merge_rows(all, shared.merged, kDepthwiseWarps, kWarp);
-  leave_partial(choice.partials<Moments<float>>(1), blockIdx.y, blockIdx.x, shared.last,
-                [&](int64_t) { return sum; });
+  share.leave<Moments<float>>(shared.last, [&](int64_t) { return sum; });
 }
 
-__device__ inline bool depthwise_works(const BottleneckChoice<float>& choice, int place) {
-  return choice.runs(place) && blockIdx.x < choice.blocks(place) &&
-         static_cast<int64_t>(blockIdx.y) * kDepthwiseChannels < choice.hidden;
-}
-
-// Grid: (blocks, runs of channels, architectures).
+// Grid: (shares, 1, architectures).
 template <int kStride>
 __global__ void __launch_bounds__(kDepthwiseThreads, 1)
     bottleneck_depthwise(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
   const BottleneckChoice<float> choice(launch, blockIdx.z);
-  if (!depthwise_works(choice, 1)) return;
-  if (launch.measure && blockIdx.x == 0 && blockIdx.y == 0) choice.write_statistics(0);
+  const BottleneckShare<float> share(choice, 1, kDepthwiseChannels);
+  if (!share.works()) return;
+  write_statistics_once(choice, 0);
   if (choice.kernel_size == 3) {
-    run_depthwise<3, kStride>(choice);
+    run_depthwise<3, kStride>(share);
   } else {
-    run_depthwise<5, kStride>(choice);
+    run_depthwise<5, kStride>(share);
   }
 }
 
@@ -270,13 +264,14 @@ __device__ __forceinline__ void each_window_row(int parity, const F& f) {
 
 // R^2 taps and as many of their gradients in registers: 50 for 5 x 5.
 template <int kSize, int kStride>
-__device__ __forceinline__ void run_depthwise_gradient(const BottleneckChoice<float>& choice) {
+__device__ __forceinline__ void run_depthwise_gradient(const BottleneckShare<float>& share) {
+  const BottleneckChoice<float>& choice = share.choice;
   using Strip = GradientStrip<kSize, kStride>;
   constexpr int kTaps = kSize * kSize, kPad = kSize / 2;
   const DepthwiseShared shared;
   const DepthwiseTiles& t = choice.launch.gradient_tiles[choice.code - 1];
   const int64_t channels = choice.hidden;
-  const int64_t first = static_cast<int64_t>(blockIdx.y) * kDepthwiseChannels;
+  const int64_t first = share.first_channel();
   const int64_t channel = first + lane();
   const bool exists = channel < channels;
   float taps[kTaps] = {}, tap_sums[kTaps] = {};
@@ -290,7 +285,7 @@ __device__ __forceinline__ void run_depthwise_gradient(const BottleneckChoice<fl
   float* to = choice.hidden_gradient(0) + channel;
   const int height = static_cast<int>(choice.p.height), width = static_cast<int>(choice.p.width);
   Sums<float> all = Sums<float>::nothing();
-  each_depthwise_tile(choice, 0, t, [&](const DepthwisePlace& at) {
+  each_depthwise_tile(share, t, [&](const DepthwisePlace& at) {
     sync_block();
     load_depthwise(
         t, at.image, choice.p.images, at.y / kStride + Strip::kFirst,
@@ -334,6 +329,7 @@ __device__ __forceinline__ void run_depthwise_gradient(const BottleneckChoice<fl
       }
     });
   });
+  allow_next();
   // The warps' gradients of the taps, merged in their order.
   sync_block();
 #pragma unroll
@@ -341,7 +337,7 @@ __device__ __forceinline__ void run_depthwise_gradient(const BottleneckChoice<fl
     shared.source[(tap * kDepthwiseWarps + threadIdx.x / kWarp) * kWarp + lane()] = tap_sums[tap];
   }
   sync_block();
-  float* partial = choice.weight_partial(1, blockIdx.x);
+  float* partial = choice.weight_partial(1, share.part);
   for (int i = static_cast<int>(threadIdx.x); i < kTaps * kWarp; i += kDepthwiseThreads) {
     const int tap = i / kWarp;
     float sum = 0;
@@ -352,24 +348,24 @@ __device__ __forceinline__ void run_depthwise_gradient(const BottleneckChoice<fl
   }
   auto* merged = reinterpret_cast<Sums<float>*>(shared.merged);
   const Sums<float> sum = merge_rows(all, merged, kDepthwiseWarps, kWarp);
-  leave_partial(choice.partials<Sums<float>>(0), blockIdx.y, blockIdx.x, shared.last,
-                [&](int64_t) { return sum; });
+  share.leave<Sums<float>>(shared.last, [&](int64_t) { return sum; });
 }
 static_assert(25 * kDepthwiseThreads <= kDepthwiseSource * kDepthwiseChannels,
               "the taps' gradients are merged in the source's place");
 
 // To the gradient before the first rectifier, the sums of the first batch norm and the partial
-// gradients of the taps, one part a block. Grid: (blocks, runs of channels, architectures).
+// gradients of the taps, one part a block. Grid: (shares, 1, architectures).
 template <int kStride>
 __global__ void __launch_bounds__(kDepthwiseThreads, 1)
     bottleneck_depthwise_gradient(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
   const BottleneckChoice<float> choice(launch, blockIdx.z);
-  if (!depthwise_works(choice, 0)) return;
+  const BottleneckShare<float> share(choice, 0, kDepthwiseChannels);
+  if (!share.works()) return;
   if (choice.kernel_size == 3) {
-    run_depthwise_gradient<3, kStride>(choice);
+    run_depthwise_gradient<3, kStride>(share);
   } else {
-    run_depthwise_gradient<5, kStride>(choice);
+    run_depthwise_gradient<5, kStride>(share);
   }
 }
 

@@ -17,23 +17,10 @@ constexpr int kGeneralPitch = kGeneralTile + 1;
 static_assert(kGeneralTile == kWarp);
 static_assert(kGeneralThreads == kGeneralRows * kWarp);
 
-// [begin, end) of rows or columns.
-struct Range {
-  int64_t begin, end;
-};
-
 // The pixel tiles of this block.
 template <class T>
-__device__ Range general_tiles(const BottleneckChoice<T>& choice, int place) {
-  const int64_t tiles = ceil_div(choice.pixels(place), kGeneralTile), blocks = choice.blocks(place);
-  return {tiles * blockIdx.x / blocks, tiles * (blockIdx.x + 1) / blocks};
-}
-
-// Whether there is a tile for this block at all: the grid is that of the largest choice.
-template <class T>
-__device__ bool general_works(const BottleneckChoice<T>& choice, int place) {
-  return choice.runs(place) && blockIdx.x < choice.blocks(place) &&
-         static_cast<int64_t>(blockIdx.y) * kGeneralTile < choice.channels(place);
+__device__ Range general_tiles(const BottleneckShare<T>& share) {
+  return share.tiles(ceil_div(share.choice.pixels(share.place), kGeneralTile));
 }
 
 // Shared memory of a block: two operands, what its rows of threads merge, and a flag.
@@ -109,11 +96,9 @@ struct GeneralMoments {
     own = own.merged(moments_of(values, live));
   }
   // By all threads of the block, once.
-  __device__ void leave(const BottleneckChoice<T>& choice, int place,
-                        const GeneralShared<T>& shared) {
+  __device__ void leave(const BottleneckShare<T>& share, const GeneralShared<T>& shared) {
     const Moments<T> all = merge_rows(own, shared.moments, kGeneralRows, kWarp);
-    leave_partial(choice.template partials<Moments<T>>(place), blockIdx.y, blockIdx.x, shared.last,
-                  [&](int64_t) { return all; });
+    share.template leave<Moments<T>>(shared.last, [&](int64_t) { return all; });
   }
 };
 
@@ -132,15 +117,17 @@ __device__ unsigned each_pixel(Range pixels, const F& f) {
 
 template <class T>
 __device__ T residual_of(const BottleneckChoice<T>& choice, int64_t at) {
-  return choice.residual() ? choice.input()[at] : T(0);
+  return choice.passes_input() ? choice.input()[at] : T(0);
 }
 
 // A pointwise convolution's tiles, from an operand of pixels.
 template <class T, class Source>
-__device__ void run_pointwise(const BottleneckChoice<T>& choice, int place, const Source& source) {
+__device__ void run_pointwise(const BottleneckShare<T>& share, const Source& source) {
   const GeneralShared<T> shared;
+  const BottleneckChoice<T>& choice = share.choice;
+  const int place = share.place;
   const int64_t channels = choice.channels(place), depth = choice.depth(place);
-  const int64_t first = static_cast<int64_t>(blockIdx.y) * kGeneralTile, channel = first + lane();
+  const int64_t first = share.first_channel(), channel = first + lane();
   const T* weight = choice.weight(place);
   const auto weights = [=](int64_t d) { return [=](int64_t j) { return weight[j * depth + d]; }; };
   T* raw = choice.raw(place);
@@ -148,7 +135,7 @@ __device__ void run_pointwise(const BottleneckChoice<T>& choice, int place, cons
   const bool finish = place == 2 && !choice.p.training && channel < channels;
   const Norm<T> norm = finish ? choice.norm(2, channel) : Norm<T>{};
   GeneralMoments<T> moments;
-  const Range tiles = general_tiles(choice, place);
+  const Range tiles = general_tiles(share);
   for (int64_t t = tiles.begin; t < tiles.end; ++t) {
     const Range pixels{t * kGeneralTile, choice.pixels(place)};
     T sums[kGeneralValues];
@@ -162,31 +149,33 @@ __device__ void run_pointwise(const BottleneckChoice<T>& choice, int place, cons
     });
     moments.add(sums, live);
   }
-  if (choice.launch.measure) moments.leave(choice, place, shared);
+  allow_next();
+  if (choice.launch.measure) moments.leave(share, shared);
 }
 
-// Grid: (blocks, runs of channels, architectures). Places 0 and 2.
+// Grid: (shares, 1, architectures). Places 0 and 2.
 template <class T, int kPlace>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_pointwise_general(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
   const BottleneckChoice<T> choice(launch, blockIdx.z);
-  if (!general_works(choice, kPlace)) return;
+  const BottleneckShare<T> share(choice, kPlace, kGeneralTile);
+  if (!share.works()) return;
   const T* input = choice.input();
   const int64_t pitch = choice.p.input_channels;
   if (kPlace == 0) {
-    run_pointwise(choice, kPlace, [=](int64_t channel) {
+    run_pointwise(share, [=](int64_t channel) {
       return [=](int64_t pixel) { return input[pixel * pitch + channel]; };
     });
   } else if (choice.code == 0) {
-    run_pointwise(choice, kPlace, [=, &choice](int64_t channel) {
+    run_pointwise(share, [=, &choice](int64_t channel) {
       return [=, &choice](int64_t pixel) {
         return input[choice.strided_pixel(pixel) * pitch + channel];
       };
     });
   } else {
-    if (launch.measure && blockIdx.x == 0 && blockIdx.y == 0) choice.write_statistics(1);
-    run_pointwise(choice, kPlace, choice.activated(1));
+    write_statistics_once(choice, 1);
+    run_pointwise(share, choice.activated(1));
   }
 }
 
@@ -210,22 +199,22 @@ __device__ T filter_pixel(const BottleneckChoice<T>& choice, const T* taps, cons
   return sum;
 }
 
-// Grid: (blocks, runs of channels, architectures).
+// Grid: (shares, 1, architectures).
 template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_depthwise_general(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
   const BottleneckChoice<T> choice(launch, blockIdx.z);
-  if (!general_works(choice, 1)) return;
-  if (launch.measure && blockIdx.x == 0 && blockIdx.y == 0) choice.write_statistics(0);
+  const BottleneckShare<T> share(choice, 1, kGeneralTile);
+  if (!share.works()) return;
+  write_statistics_once(choice, 0);
   const GeneralShared<T> shared;
-  const int64_t channels = choice.hidden;
-  const int64_t channel = static_cast<int64_t>(blockIdx.y) * kGeneralTile + lane();
+  const int64_t channels = choice.hidden, channel = share.first_channel() + lane();
   GeneralMoments<T> moments;
   if (channel < channels) {
     const auto column = choice.activated(0)(channel);
     const T* taps = choice.weight(1) + channel * choice.depth(1);
-    const Range tiles = general_tiles(choice, 1);
+    const Range tiles = general_tiles(share);
     for (int64_t t = tiles.begin; t < tiles.end; ++t) {
       T sums[kGeneralValues];
       const Range pixels{t * kGeneralTile, choice.output_pixels};
@@ -236,22 +225,24 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
       moments.add(sums, live);
     }
   }
-  if (launch.measure) moments.leave(choice, 1, shared);
+  allow_next();
+  if (launch.measure) moments.leave(share, shared);
 }
 
 // What the last convolution's epilogue could not do: its batch norm by the statistics that it
-// measured itself, with the residual; and an identity's copy. Grid: (blocks, runs of channels,
-// architectures).
+// measured itself, with the residual; and where nothing runs, the input or zeros. Grid: (blocks,
+// runs of channels, architectures).
 template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_finish(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
+  allow_next();
   const BottleneckChoice<T> choice(launch, blockIdx.z);
   const int64_t channels = choice.p.output_channels;
   const int64_t channel = static_cast<int64_t>(blockIdx.y) * kGeneralTile + lane();
   const bool copies = !choice.runs(2);
   if (!copies && !launch.measure) return;
-  if (!copies && blockIdx.x == 0 && blockIdx.y == 0) choice.write_statistics(2);
+  if (!copies) write_statistics_once(choice, 2);
   if (channel >= channels) return;
   const Norm<T> norm = copies ? Norm<T>{} : choice.norm(2, channel);
   const T* raw = copies ? nullptr : choice.projected();
@@ -260,7 +251,8 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
        first < choice.output_pixels; first += step) {
     each_pixel({first, choice.output_pixels}, [&](int64_t pixel, int) {
       const int64_t at = pixel * channels + channel;
-      choice.output()[at] = copies ? choice.input()[at] : norm(raw[at]) + residual_of(choice, at);
+      const T passed = residual_of(choice, at);
+      choice.output()[at] = copies ? passed : norm(raw[at]) + passed;
     });
   }
 }

@@ -17,32 +17,29 @@ struct GeneralSums {
     own.second += gradient * apart;
   }
   // By all threads of the block, once.
-  __device__ void leave(const BottleneckChoice<T>& choice, int place,
-                        const GeneralShared<T>& shared) {
+  __device__ void leave(const BottleneckShare<T>& share, const GeneralShared<T>& shared) {
     const Sums<T> all =
         merge_rows(own, reinterpret_cast<Sums<T>*>(shared.moments), kGeneralRows, kWarp);
-    leave_partial(choice.template partials<Sums<T>>(place), blockIdx.y, blockIdx.x, shared.last,
-                  [&](int64_t) { return all; });
+    share.template leave<Sums<T>>(shared.last, [&](int64_t) { return all; });
   }
 };
 
-// The sums of the last batch norm, from the output's gradient. Grid: (blocks, runs of channels,
-// architectures).
+// The sums of the last batch norm, from the output's gradient. Grid: (shares, 1, architectures).
 template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_output_sums(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
   const BottleneckChoice<T> choice(launch, blockIdx.z);
-  if (!general_works(choice, 2)) return;
+  const BottleneckShare<T> share(choice, 2, kGeneralTile);
+  if (!share.works()) return;
   const GeneralShared<T> shared;
-  const int64_t channels = choice.p.output_channels;
-  const int64_t channel = static_cast<int64_t>(blockIdx.y) * kGeneralTile + lane();
+  const int64_t channels = choice.p.output_channels, channel = share.first_channel() + lane();
   GeneralSums<T> sums;
   if (channel < channels) {
     const T* gradient = choice.grad_output();
     const T* raw = choice.projected();
     const T mean = choice.mean(2)[channel];
-    const Range tiles = general_tiles(choice, 2);
+    const Range tiles = general_tiles(share);
     for (int64_t t = tiles.begin; t < tiles.end; ++t) {
       each_pixel({t * kGeneralTile, choice.output_pixels}, [&](int64_t pixel, int) {
         const int64_t at = pixel * channels + channel;
@@ -50,7 +47,8 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
       });
     }
   }
-  sums.leave(choice, 2, shared);
+  allow_next();
+  sums.leave(share, shared);
 }
 
 // The gradient of one value before the rectifier of place 0 or 1, stored and summed.
@@ -78,23 +76,24 @@ struct GeneralRectified {
 };
 
 // From the output's gradient through the project convolution, to the gradient before the second
-// rectifier. Grid: (blocks, runs of hidden channels, architectures).
+// rectifier. Grid: (shares, 1, architectures).
 template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_project_gradient_general(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
   const BottleneckChoice<T> choice(launch, blockIdx.z);
-  if (!general_works(choice, 1)) return;
+  const BottleneckShare<T> share(choice, 1, kGeneralTile);
+  if (!share.works()) return;
   const GeneralShared<T> shared;
   const int64_t channels = choice.hidden;
-  const int64_t first = static_cast<int64_t>(blockIdx.y) * kGeneralTile, channel = first + lane();
+  const int64_t first = share.first_channel(), channel = first + lane();
   const T* weight = choice.weight(2);
   const auto weights = [=](int64_t j) {
     return [=](int64_t d) { return weight[d * channels + j]; };
   };
   const auto source = choice.raw_gradient(2);
   GeneralRectified<T> to(choice, 1, channel < channels ? channel : first);
-  const Range tiles = general_tiles(choice, 1);
+  const Range tiles = general_tiles(share);
   for (int64_t t = tiles.begin; t < tiles.end; ++t) {
     const Range pixels{t * kGeneralTile, choice.output_pixels};
     T sums[kGeneralValues];
@@ -103,7 +102,8 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
     if (channel >= channels) continue;
     each_pixel(pixels, [&](int64_t pixel, int v) { to.store(pixel, sums[v]); });
   }
-  to.sums.leave(choice, 1, shared);
+  allow_next();
+  to.sums.leave(share, shared);
 }
 
 // The sum over the taps by which an input pixel was read.
@@ -127,29 +127,31 @@ __device__ T spread_pixel(const BottleneckChoice<T>& choice, const T* taps, cons
   return sum;
 }
 
-// Through the depthwise convolution, to the gradient before the first rectifier. Grid: (blocks,
-// runs of channels, architectures).
+// Through the depthwise convolution, to the gradient before the first rectifier. Grid: (shares, 1,
+// architectures).
 template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_depthwise_gradient_general(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
   const BottleneckChoice<T> choice(launch, blockIdx.z);
-  if (!general_works(choice, 0)) return;
+  const BottleneckShare<T> share(choice, 0, kGeneralTile);
+  if (!share.works()) return;
   const GeneralShared<T> shared;
-  const int64_t channel = static_cast<int64_t>(blockIdx.y) * kGeneralTile + lane();
+  const int64_t channel = share.first_channel() + lane();
   const bool live = channel < choice.hidden;
   GeneralRectified<T> to(choice, 0, live ? channel : 0);
   if (live) {
     const auto column = choice.raw_gradient(1)(channel);
     const T* taps = choice.weight(1) + channel * choice.depth(1);
-    const Range tiles = general_tiles(choice, 0);
+    const Range tiles = general_tiles(share);
     for (int64_t t = tiles.begin; t < tiles.end; ++t) {
       each_pixel({t * kGeneralTile, choice.input_pixels}, [&](int64_t pixel, int) {
         to.store(pixel, spread_pixel(choice, taps, column, pixel));
       });
     }
   }
-  to.sums.leave(choice, 0, shared);
+  allow_next();
+  to.sums.leave(share, shared);
 }
 
 // The gradient of a tile of input pixels by one architecture, added to that of those before it
@@ -181,7 +183,7 @@ __device__ void input_gradient_tile(const BottleneckChoice<T>& choice, Range pix
     }
   }
   if (channel >= channels) return;
-  const bool through = choice.residual() || !choice.runs(2);
+  const bool through = choice.passes_input();
   const bool add = choice.index > 0 && choice.p.input_architecture_stride == 0;
   each_pixel(pixels, [&](int64_t pixel, int v) {
     const int64_t at = pixel * channels + channel;
@@ -198,6 +200,7 @@ template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_input_gradient_general(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
+  allow_next();
   const GeneralShared<T> shared;
   const int64_t first_channel = static_cast<int64_t>(blockIdx.y) * kGeneralTile;
   const int each = launch.call.input_architecture_stride == 0 ? launch.count : 1;
@@ -254,6 +257,7 @@ template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_weight_gradients_general(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
+  allow_next();
   const BottleneckChoice<T> choice(launch, blockIdx.z);
   const int place = static_cast<int>(blockIdx.y);
   if (!choice.runs(place)) return;
@@ -283,23 +287,52 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
   }
 }
 
-// Whether an earlier architecture of the group read the same row of the same banks.
-__device__ inline bool repeats(const BottleneckLaunch& launch, int64_t of, int64_t earlier) {
-  return launch.picks[of].code == launch.picks[earlier].code &&
-         launch.picks[of].row == launch.picks[earlier].row;
-}
+// Where the gradients of an architecture's rows go, which no architecture of the group before it
+// reads.
+struct BottleneckSlot {
+  int64_t first;  // the architecture, of the group
+  int64_t slot;
+  bool again;  // a group before this one began its sums
 
-// total(a) added to *to for each architecture a of the group with the row of `first`, in order.
+  __device__ BottleneckSlot(const BottleneckLaunch& launch, int64_t architecture)
+      : first(architecture) {
+    const BottleneckPick own = pick_of(launch, architecture);
+    slot = own.slot;
+    again = own.again;
+    if (!launch.call.chosen) return;
+    for (int64_t before = -launch.first; before < 0 && !again; ++before) {
+      if (!pick_of(launch, before).repeats(own)) continue;
+      slot = launch.first + before;
+      again = true;
+    }
+  }
+};
+
+// total(a) added to *to for each architecture a of the group with the row of the first, in order.
 template <class T, class F>
-__device__ void add_in_order(const BottleneckLaunch& launch, int64_t first, T* to, const F& total) {
-  bool add = launch.picks[first].again;
+__device__ void add_in_order(const BottleneckLaunch& launch, const BottleneckSlot& slot, T* to,
+                             const F& total) {
+  const BottleneckPick own = pick_of(launch, slot.first);
+  bool add = slot.again;
   T sum = add ? *to : T(0);
-  for (int64_t a = first; a < launch.count; ++a) {
-    if (a != first && !repeats(launch, a, first)) continue;
+  for (int64_t a = slot.first; a < launch.count; ++a) {
+    if (!pick_of(launch, a).repeats(own)) continue;
     sum = add ? sum + total(a) : total(a);
     add = true;
   }
   *to = sum;
+}
+
+// By call.chosen: what an architecture's slot has of each bank, `live` unless another slot has it.
+template <class T>
+__device__ void write_rows(const BottleneckChoice<T>& choice, bool live) {
+  const int banks = kBottleneckProjection + !choice.passes_input();
+  const int bank = static_cast<int>(threadIdx.x);
+  if (bank >= banks) return;
+  const bool reads = choice.code > 0 ? bank / 3 == choice.code - 1
+                                     : bank == kBottleneckProjection && choice.runs(2);
+  choice.p.grad_rows[bank * choice.p.architectures + choice.index] =
+      live && reads ? choice.row : -1;
 }
 
 // The gradients of all banks: parts of an architecture in order, then architectures in order. Grid:
@@ -308,18 +341,22 @@ template <class T>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_bank_gradients(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
-  const int64_t first = blockIdx.z;
-  for (int64_t a = 0; a < first; ++a) {
-    if (repeats(launch, first, a)) return;
-  }
-  const BottleneckChoice<T> choice(launch, first);
+  allow_next();
+  const BottleneckSlot slot(launch, blockIdx.z);
+  const BottleneckPick own = pick_of(launch, slot.first);
+  bool repeated = false;
+  for (int64_t a = 0; a < slot.first; ++a) repeated |= own.repeats(pick_of(launch, a));
+  const BottleneckChoice<T> choice(launch, own, slot.first);
   const int place = static_cast<int>(blockIdx.y);
-  if (!choice.runs(place)) return;
-  const int64_t bank = choice.bank(place), at = choice.slot * choice.weight_size(place);
+  if (launch.call.chosen && blockIdx.x == 0 && place == 0) {
+    write_rows(choice, !repeated && !slot.again);
+  }
+  if (repeated || !choice.runs(place)) return;
+  const int64_t bank = choice.bank(place), at = slot.slot * choice.weight_size(place);
   const int64_t element = static_cast<int64_t>(blockIdx.x) * kGeneralThreads + threadIdx.x;
   if (launch.call.grad_weights[bank] && element < choice.weight_size(place)) {
     const int64_t parts = choice.weight_parts(place);
-    add_in_order(launch, first, static_cast<T*>(launch.call.grad_weights[bank]) + at + element,
+    add_in_order(launch, slot, static_cast<T*>(launch.call.grad_weights[bank]) + at + element,
                  [&](int64_t a) {
                    const BottleneckChoice<T> other(launch, a);
                    T sum = T(0);
@@ -330,14 +367,14 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
                  });
   }
   if (element >= choice.channels(place)) return;
-  const int64_t channel = choice.slot * choice.channels(place) + element;
-  add_in_order(launch, first, static_cast<T*>(launch.call.grad_scales[bank]) + channel,
+  const int64_t channel = slot.slot * choice.channels(place) + element;
+  add_in_order(launch, slot, static_cast<T*>(launch.call.grad_scales[bank]) + channel,
                [&](int64_t a) {
                  const BottleneckChoice<T> other(launch, a);
                  return other.norm_channels(place).gamma_gradient(
                      element, other.template sum<Sums<T>>(place, element));
                });
-  add_in_order(launch, first, static_cast<T*>(launch.call.grad_shifts[bank]) + channel,
+  add_in_order(launch, slot, static_cast<T*>(launch.call.grad_shifts[bank]) + channel,
                [&](int64_t a) {
                  const BottleneckChoice<T> other(launch, a);
                  return other.template sum<Sums<T>>(place, element).first;

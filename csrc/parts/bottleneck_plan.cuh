@@ -55,12 +55,19 @@ class BottleneckPlan {
       : processors_(current_device().processors), fast_(bottleneck_is_fast(params)) {
     launch_.call = params;
     launch_.measure = params.training && !params.grad_output;
+    launch_.most_kept = bottleneck_most_kept(params);
     cut_pixels();
-    for (int code = 0; code < 3; ++code) {
-      launch_.picks[code].code = code;
-      for (int place = 0; place < 3; ++place) fit(BottleneckChoice<T>(launch_, code), place);
+    for (int code = 0; code < kBottleneckCodes; ++code) {
+      for (int place = 0; place < 3; ++place) fit(choice_of(launch_, code), place);
     }
     take_scratch();
+  }
+
+  // What an architecture with a code runs, as far as sizes go.
+  static BottleneckChoice<T> choice_of(const BottleneckLaunch& launch, int32_t code) {
+    BottleneckPick pick{};
+    pick.code = code;
+    return {launch, pick, 0};
   }
 
   bool fast() const { return fast_; }
@@ -72,9 +79,10 @@ class BottleneckPlan {
     const InvertedBottleneckParams& p = launch_.call;
     int64_t kept = 0;
     for (int64_t first = 0; first < p.architectures; first += group_) {
+      launch_.first = first;
       launch_.count = static_cast<int>(at_most(group_, p.architectures - first));
-      for (int i = 0; i < launch_.count; ++i) {
-        pick(first, i, kept);
+      for (int i = 0; !p.chosen && i < launch_.count; ++i) {
+        pick(i, kept);
         kept += bottleneck_kept(p, launch_.picks[i].code);
       }
       if (const int error = f(launch_)) return error;
@@ -140,9 +148,11 @@ class BottleneckPlan {
     return sum_blocks(processors_, tiles, ceil_div(choice.pixels(place), kWeightPixels));
   }
 
-  // Makes the scratch of an architecture large enough for a place of a choice.
+  // Cuts the pixels of a choice's place, and makes the scratch of an architecture large enough.
   void fit(const BottleneckChoice<T>& choice, int place) {
     if (!choice.runs(place)) return;
+    launch_.blocks[choice.code][place] = static_cast<int32_t>(blocks(choice, place));
+    launch_.weight_parts[choice.code][place] = static_cast<int32_t>(weight_parts(choice, place));
     const Partials<Moments<T>> own{nullptr, nullptr, blocks(choice, place), launch_.run[place]};
     const int64_t slots = runs(choice, place);
     const int64_t bytes = slots * own.values_per_slot() * static_cast<int64_t>(sizeof(Moments<T>));
@@ -157,7 +167,7 @@ class BottleneckPlan {
 
   void take_scratch() {
     const InvertedBottleneckParams& p = launch_.call;
-    const BottleneckChoice<T> any(launch_, 0);
+    const BottleneckChoice<T> any = choice_of(launch_, 0);
     const int64_t expanded = any.input_pixels * any.widest() * size();
     const int64_t filtered = any.output_pixels * any.widest() * size();
     const bool backward = p.grad_output != nullptr;
@@ -182,23 +192,17 @@ class BottleneckPlan {
     scratch_ = {cutter.used(), group_ * 3 * launch_.partial_tickets};
   }
 
-  void pick(int64_t first, int i, int64_t kept) {
+  void pick(int i, int64_t kept) {
     const InvertedBottleneckParams& p = launch_.call;
     BottleneckPick& own = launch_.picks[i];
+    const int64_t index = launch_.first + i;
     own = {};
-    own.index = first + i;
-    own.code = static_cast<int32_t>(p.selection[2 * own.index]);
-    own.row = p.selection[2 * own.index + 1];
-    own.slot = p.slots ? p.slots[own.index] : 0;
+    own.code = static_cast<int32_t>(p.selection[2 * index]);
+    own.row = p.selection[2 * index + 1];
+    own.slot = p.slots ? p.slots[index] : 0;
     own.kept = kept;
-    for (int64_t b = 0; b < first; ++b) {
+    for (int64_t b = 0; b < launch_.first; ++b) {
       own.again |= p.selection[2 * b] == own.code && p.selection[2 * b + 1] == own.row;
-    }
-    const BottleneckChoice<T> choice(launch_, i);
-    for (int place = 0; place < 3; ++place) {
-      if (!choice.runs(place)) continue;
-      own.blocks[place] = static_cast<int32_t>(blocks(choice, place));
-      own.weight_parts[place] = static_cast<int32_t>(weight_parts(choice, place));
     }
   }
 

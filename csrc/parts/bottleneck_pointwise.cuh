@@ -2,41 +2,36 @@
 #include "bottleneck_product.cuh"
 
 // Kernels of inverted_bottleneck's pointwise convolutions on matrix units: outputs, and gradients
-// of what they read. Grids are (blocks, tiles of 64 outputs, architectures); blocks persist.
+// of what they read. Blocks persist; grids are (shares, 1, architectures) where they sum.
 namespace cwkernels {
 
-// The pixel tiles of this block.
-__device__ inline int64_t product_tiles(const BottleneckChoice<float>& choice, int place,
-                                        int64_t block) {
-  return ceil_div(choice.pixels(place), kProductPixels) * block / choice.blocks(place);
-}
-__device__ inline bool product_works(const BottleneckChoice<float>& choice, int place) {
-  return choice.runs(place) && blockIdx.x < choice.blocks(place) &&
-         static_cast<int64_t>(blockIdx.y) * kProductOutputs < choice.channels(place);
-}
 __device__ inline ProductWeights product_weights(const BottleneckChoice<float>& choice, int place,
                                                  bool transposed) {
-  const int64_t outputs = choice.channels(place), depth = choice.depth(place);
+  const int outputs = static_cast<int>(choice.channels(place));
+  const int depth = static_cast<int>(choice.depth(place));
   return {choice.weight(place), transposed ? depth : outputs, transposed ? outputs : depth};
 }
 
 // Raw outputs and their statistics; by known statistics the last convolution's are finished.
 template <class Precision, class Source>
-__device__ __forceinline__ void run_products(const BottleneckChoice<float>& choice, int place,
+__device__ __forceinline__ void run_products(const BottleneckShare<float>& share,
                                              const Source& source, const ProductShared& shared) {
-  const int64_t pixels = choice.pixels(place), channels = choice.channels(place);
-  const int64_t output = static_cast<int64_t>(blockIdx.y) * kProductOutputs;
+  const BottleneckChoice<float>& choice = share.choice;
+  const int place = share.place;
+  const int64_t pixels = choice.pixels(place);
+  const int channels = static_cast<int>(choice.channels(place));
+  const int output = static_cast<int>(share.first_channel());
   const ProductWeights weight = product_weights(choice, place, false);
   const bool finish = place == 2 && !choice.p.training;
   if (finish) fill_norms(choice, 2, output, kProductOutputs, shared.output_table);
   float* raw = choice.raw(place);
   const ColumnMoments moments(shared);
-  const int64_t end = product_tiles(choice, place, blockIdx.x + 1);
-  for (int64_t t = product_tiles(choice, place, blockIdx.x); t < end; ++t) {
+  const Range tiles = share.tiles(ceil_div(pixels, kProductPixels));
+  for (int64_t t = tiles.begin; t < tiles.end; ++t) {
     const ProductTile tile(t * kProductPixels, pixels, output);
     BottleneckSplit::Sums sums;
     product_tile<Precision, false>(sums, source, weight, tile, shared);
-    each_pair(tile, channels, [&](int64_t row, int64_t column, int i, int j, int e) {
+    each_pair(tile, channels, [&](int64_t row, int column, int i, int j, int e) {
       Lanes<float, 2> pair{sums.values[i][j][e], sums.values[i][j][e + 1]};
       const int64_t at = row * channels + column;
       store_lanes(raw + at, pair);
@@ -45,13 +40,14 @@ __device__ __forceinline__ void run_products(const BottleneckChoice<float>& choi
       for (int k = 0; k < 2; ++k) {
         pair[k] = Norm<float>{table[k], table[kProductOutputs + k],
                               table[2 * kProductOutputs + k]}(pair[k]);
-        if (choice.residual()) pair[k] += choice.input()[at + k];
+        if (choice.passes_input()) pair[k] += choice.input()[at + k];
       }
       store_lanes(choice.output() + at, pair);
     });
     if (choice.launch.measure) moments.add(sums, tile);
   }
-  if (choice.launch.measure) leave_columns<Moments<float>>(choice, place, moments, shared);
+  allow_next();
+  if (choice.launch.measure) leave_columns<Moments<float>>(share, moments, shared);
 }
 
 template <class Precision, int kPlace>
@@ -59,20 +55,20 @@ __global__ void __launch_bounds__(kProductThreads, kProductResident<Precision>)
     bottleneck_pointwise(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
   const BottleneckChoice<float> choice(launch, blockIdx.z);
-  if (!product_works(choice, kPlace)) return;
-  const int64_t depth = choice.depth(kPlace);
+  const BottleneckShare<float> share(choice, kPlace, kProductOutputs);
+  if (!share.works()) return;
+  const int depth = static_cast<int>(choice.depth(kPlace));
   const ProductShared shared(depth);
   if (kPlace == 0) {
-    run_products<Precision>(choice, kPlace, ImageSource<false>{choice}, shared);
+    run_products<Precision>(share, ImageSource<false>{choice}, shared);
   } else if (choice.code == 0) {
-    run_products<Precision>(choice, kPlace, ImageSource<true>{choice}, shared);
+    run_products<Precision>(share, ImageSource<true>{choice}, shared);
   } else {
-    if (launch.measure && blockIdx.x == 0 && blockIdx.y == 0) choice.write_statistics(1);
+    write_statistics_once(choice, 1);
     fill_norms(choice, 1, 0, depth, shared.source_table);
     sync_block();
-    run_products<Precision>(choice, kPlace,
-                            ActivatedSource{choice.filtered(), depth, shared.source_table, depth},
-                            shared);
+    run_products<Precision>(
+        share, ActivatedSource{choice.filtered(), depth, shared.source_table, depth}, shared);
   }
 }
 
@@ -83,24 +79,26 @@ __global__ void __launch_bounds__(kProductThreads, kProductResident<Precision>)
     bottleneck_project_gradient(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
   const BottleneckChoice<float> choice(launch, blockIdx.z);
-  if (!product_works(choice, 1)) return;
+  const BottleneckShare<float> share(choice, 1, kProductOutputs);
+  if (!share.works()) return;
   const ProductShared shared(choice.p.output_channels);
-  const int64_t pixels = choice.output_pixels, channels = choice.hidden;
-  const int64_t output = static_cast<int64_t>(blockIdx.y) * kProductOutputs;
-  fill_norm_gradients(choice, 2, 0, choice.p.output_channels, shared.source_table);
+  const int64_t pixels = choice.output_pixels;
+  const int channels = static_cast<int>(choice.hidden);
+  const int output = static_cast<int>(share.first_channel());
+  const ProductWeights weight = product_weights(choice, 2, true);
+  fill_norm_gradients(choice, 2, 0, weight.depth, shared.source_table);
   fill_norms(choice, 1, output, kProductOutputs, shared.output_table);
   sync_block();
-  const GradientSource<false> source(choice, 2, shared.source_table, choice.p.output_channels);
-  const ProductWeights weight = product_weights(choice, 2, true);
+  const GradientSource<false> source(choice, 2, shared.source_table, weight.depth);
   const float* raw = choice.filtered();
   float* gradient = choice.hidden_gradient(1);
   const ColumnSums all(shared);
-  const int64_t end = product_tiles(choice, 1, blockIdx.x + 1);
-  for (int64_t t = product_tiles(choice, 1, blockIdx.x); t < end; ++t) {
+  const Range tiles = share.tiles(ceil_div(pixels, kProductPixels));
+  for (int64_t t = tiles.begin; t < tiles.end; ++t) {
     const ProductTile tile(t * kProductPixels, pixels, output);
     BottleneckSplit::Sums sums;
     product_tile<Precision, true>(sums, source, weight, tile, shared);
-    each_pair(tile, channels, [&](int64_t row, int64_t column, int i, int j, int e) {
+    each_pair(tile, channels, [&](int64_t row, int column, int i, int j, int e) {
       const int64_t at = row * channels + column;
       const auto own = load_lanes<2>(raw + at);
       const float* table = shared.output_table + (column - output);
@@ -115,7 +113,8 @@ __global__ void __launch_bounds__(kProductThreads, kProductResident<Precision>)
       store_lanes(gradient + at, through);
     });
   }
-  leave_columns<Sums<float>>(choice, 1, all, shared);
+  allow_next();
+  leave_columns<Sums<float>>(share, all, shared);
 }
 
 // The gradient of a tile of input pixels by one architecture, added to that of those before it
@@ -124,20 +123,22 @@ template <class Precision>
 __device__ __forceinline__ void input_gradient_products(const BottleneckChoice<float>& choice,
                                                         const ProductTile& tile,
                                                         const ProductShared& shared) {
-  const int64_t channels = choice.p.input_channels;
+  const int channels = static_cast<int>(choice.p.input_channels);
   BottleneckSplit::Sums sums;
   if (choice.code > 0) {
-    const GradientSource<false> source(choice, 0, shared.source_table, choice.hidden);
-    product_tile<Precision, true>(sums, source, product_weights(choice, 0, true), tile, shared);
+    const ProductWeights weight = product_weights(choice, 0, true);
+    const GradientSource<false> source(choice, 0, shared.source_table, weight.depth);
+    product_tile<Precision, true>(sums, source, weight, tile, shared);
   } else if (choice.runs(2)) {
-    const GradientSource<true> source(choice, 2, shared.source_table, choice.p.output_channels);
-    product_tile<Precision, true>(sums, source, product_weights(choice, 2, true), tile, shared);
+    const ProductWeights weight = product_weights(choice, 2, true);
+    const GradientSource<true> source(choice, 2, shared.source_table, weight.depth);
+    product_tile<Precision, true>(sums, source, weight, tile, shared);
   } else {
     sums.clear();
   }
-  const bool through = choice.residual() || !choice.runs(2);
+  const bool through = choice.passes_input();
   const bool add = choice.index > 0 && choice.p.input_architecture_stride == 0;
-  each_pair(tile, channels, [&](int64_t row, int64_t column, int i, int j, int e) {
+  each_pair(tile, channels, [&](int64_t row, int column, int i, int j, int e) {
     const int64_t at = row * channels + column;
     float* to = choice.grad_input() + at;
     Lanes<float, 2> pair{sums.values[i][j][e], sums.values[i][j][e + 1]};
@@ -156,7 +157,8 @@ template <class Precision>
 __global__ void __launch_bounds__(kProductThreads, kProductResident<Precision>)
     bottleneck_input_gradient(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
-  const int64_t output = static_cast<int64_t>(blockIdx.y) * kProductOutputs;
+  allow_next();
+  const int output = static_cast<int>(blockIdx.y) * kProductOutputs;
   const int each = launch.call.input_architecture_stride == 0 ? launch.count : 1;
   const ProductShared shared(launch.input_gradient_depth);
   for (int a = 0; a < each; ++a) {

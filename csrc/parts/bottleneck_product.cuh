@@ -67,13 +67,16 @@ struct ProductShared {
   }
 };
 // 72 KB at the most channels, 48 KB at none: room for two blocks on a processor but for 86, 89 and
-// 120. The 226 to 254 registers of 3 x TF32 leave one.
+// 120. The 128 registers of TF32 leave two, the 222 to 254 of 3 x TF32 one.
 static_assert(ProductShared::bytes(1536) == 18432 + 9216 + 17408 + 3072 + 768 + 128 + 24576);
 static_assert(ProductShared::bytes(1536) <= 99 * 1024);
+static_assert(kProductResident<Tf32> * kProductThreads * 128 == 65536);
 
 // --- Sources -------------------------------------------------------------------------------------
 
 // fetch(pixel, channel) loads what four channels of a pixel are made of, and finish makes them.
+// Channels, and offsets in a weight set of at most 1536 squared, are 32 bits: of 128 registers a
+// thread there is none to spare for their upper halves.
 
 // The images, or the pixels of them that a strided projection reads.
 template <bool kStrided>
@@ -81,25 +84,25 @@ struct ImageSource {
   const BottleneckChoice<float>& choice;
   using Raw = Four;
 
-  __device__ Raw fetch(int64_t pixel, int64_t channel) const {
+  __device__ Raw fetch(int64_t pixel, int channel) const {
     const int64_t from = kStrided ? choice.strided_pixel(pixel) : pixel;
     return load_lanes<4>(choice.input() + from * choice.p.input_channels + channel);
   }
-  __device__ Four finish(const Raw& raw, int64_t /*channel*/) const { return raw; }
+  __device__ Four finish(const Raw& raw, int /*channel*/) const { return raw; }
 };
 
 // What a batch norm gives, rectified; `table` is shared: [3][table_width] coefficients.
 struct ActivatedSource {
   const float* raw;
-  int64_t width;
+  int width;
   const float* table;
-  int64_t table_width;
+  int table_width;
   using Raw = Four;
 
-  __device__ Raw fetch(int64_t pixel, int64_t channel) const {
+  __device__ Raw fetch(int64_t pixel, int channel) const {
     return load_lanes<4>(raw + pixel * width + channel);
   }
-  __device__ Four finish(const Raw& own, int64_t channel) const {
+  __device__ Four finish(const Raw& own, int channel) const {
     return activated_lanes(own, table, table_width, channel);
   }
 };
@@ -110,30 +113,30 @@ template <bool kReading>
 struct GradientSource {
   const BottleneckChoice<float>& choice;
   const float *gradient, *raw;
-  int64_t width;
+  int width;
   const float* table;
-  int64_t table_width;
+  int table_width;
   struct Raw {
     Four gradient, raw;
     bool live;
   };
 
   __device__ GradientSource(const BottleneckChoice<float>& of, int place, const float* coefficients,
-                            int64_t coefficients_width)
+                            int coefficients_width)
       : choice(of),
         gradient(of.output_gradient(place)),
         raw(of.raw(place)),
-        width(of.channels(place)),
+        width(static_cast<int>(of.channels(place))),
         table(coefficients),
         table_width(coefficients_width) {}
 
-  __device__ Raw fetch(int64_t pixel, int64_t channel) const {
+  __device__ Raw fetch(int64_t pixel, int channel) const {
     const int64_t from = kReading ? choice.reading_pixel(pixel) : pixel;
     if (from < 0) return {Four{}, Four{}, false};
     const int64_t at = from * width + channel;
     return {load_lanes<4>(gradient + at), load_lanes<4>(raw + at), true};
   }
-  __device__ Four finish(const Raw& own, int64_t channel) const {
+  __device__ Four finish(const Raw& own, int channel) const {
     if (kReading && !own.live) return Four{};
     return raw_gradient_lanes(own.gradient, own.raw, table, table_width, channel);
   }
@@ -144,15 +147,15 @@ struct GradientSource {
 // A weight bank's row, as rows of outputs, or as columns of them if it is read transposed.
 struct ProductWeights {
   const float* data;
-  int64_t outputs, depth;
+  int outputs, depth;
 };
 
 // Where a tile begins, and how many of its pixels exist.
 struct ProductTile {
-  int64_t pixel, output;
-  int rows;
+  int64_t pixel;
+  int output, rows;
 
-  __device__ ProductTile(int64_t first, int64_t pixels, int64_t first_output)
+  __device__ ProductTile(int64_t first, int64_t pixels, int first_output)
       : pixel(first),
         output(first_output),
         rows(pixels - first < kProductPixels ? static_cast<int>(pixels - first) : kProductPixels) {}
@@ -160,28 +163,36 @@ struct ProductTile {
 
 // kBatch times four neighbours of the rows and columns from (0, 0) of a chunk on, kPieces in a row:
 // fetched all at once by fetch(row, column), then finish(raw, column) to shared memory, rows of
-// kStride floats.
+// kStride floats. Of a gradient two at once where two blocks share a processor's registers: four of
+// 9 words beside 32 sums spill. Two are 32 KB under way on a processor, and 3 TB/s of an H100 times
+// 600 ns are 14 KB.
 template <class Precision, class Raw, int kPieces, int kBatch, int kStride, class Fetch,
           class Finish>
 __device__ __forceinline__ void load_chunk(const Fetch& fetch, const Finish& finish, float* to) {
   const int row = static_cast<int>(threadIdx.x) / kPieces;
   const int column = static_cast<int>(threadIdx.x) % kPieces * 4;
   constexpr int kStep = kProductThreads / kPieces;
-  Raw raw[kBatch];
+  constexpr bool kTight = sizeof(Raw) > sizeof(Four) && kProductResident<Precision> > 1;
+  constexpr int kAtOnce = kTight && kBatch > 2 ? 2 : kBatch;
+#pragma unroll 1
+  for (int first = 0; first < kBatch; first += kAtOnce) {
+    Raw raw[kAtOnce];
 #pragma unroll
-  for (int i = 0; i < kBatch; ++i) raw[i] = fetch(row + i * kStep, column);
+    for (int i = 0; i < kAtOnce; ++i) raw[i] = fetch(row + (first + i) * kStep, column);
 #pragma unroll
-  for (int i = 0; i < kBatch; ++i) {
-    Four four = finish(raw[i], row + i * kStep, column);
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int own = row + (first + i) * kStep;
+      Four four = finish(raw[i], own, column);
 #pragma unroll
-    for (int e = 0; e < 4; ++e) four[e] = Precision::hold(four[e]);
-    store_lanes(to + (row + i * kStep) * kStride + column, four);
+      for (int e = 0; e < 4; ++e) four[e] = Precision::hold(four[e]);
+      store_lanes(to + own * kStride + column, four);
+    }
   }
 }
 
 template <class Precision, class Source>
 __device__ __forceinline__ void load_pixels(const Source& source, const ProductTile& tile,
-                                            int64_t channel, int64_t channels, float* to) {
+                                            int channel, int channels, float* to) {
   using Raw = typename Source::Raw;
   const auto exists = [&](int row, int column) {
     return row < tile.rows && channel + column < channels;
@@ -197,14 +208,14 @@ __device__ __forceinline__ void load_pixels(const Source& source, const ProductT
 }
 
 template <class Precision, bool kTransposed>
-__device__ __forceinline__ void load_product_weights(const ProductWeights& weight, int64_t output,
-                                                     int64_t channel, float* to) {
+__device__ __forceinline__ void load_product_weights(const ProductWeights& weight, int output,
+                                                     int channel, float* to) {
   constexpr int kPieces = (kTransposed ? kProductOutputs : kProductDepth) / 4;
   constexpr int kStride = kTransposed ? kAcrossStride : kProductStride;
-  const int64_t rows = kTransposed ? weight.depth : weight.outputs;
-  const int64_t columns = kTransposed ? weight.outputs : weight.depth;
-  const int64_t first_row = kTransposed ? channel : output;
-  const int64_t first_column = kTransposed ? output : channel;
+  const int rows = kTransposed ? weight.depth : weight.outputs;
+  const int columns = kTransposed ? weight.outputs : weight.depth;
+  const int first_row = kTransposed ? channel : output;
+  const int first_column = kTransposed ? output : channel;
   load_chunk<Precision, Four, kPieces, kWeightBatch, kStride>(
       [&](int row, int column) {
         if (first_row + row >= rows || first_column + column >= columns) return Four{};
@@ -269,7 +280,7 @@ __device__ __forceinline__ void product_tile(BottleneckSplit::Sums& sums, const 
                                              const ProductWeights& weight, const ProductTile& tile,
                                              const ProductShared& shared) {
   sums.clear();
-  for (int64_t channel = 0; channel < weight.depth; channel += kProductDepth) {
+  for (int channel = 0; channel < weight.depth; channel += kProductDepth) {
     sync_block();
     load_pixels<Precision>(source, tile, channel, weight.depth, shared.source);
     load_product_weights<Precision, kTransposed>(weight, tile.output, channel, shared.weights);
@@ -281,7 +292,7 @@ __device__ __forceinline__ void product_tile(BottleneckSplit::Sums& sums, const 
 // f(pixel, output, i, j, e): sums.values[i][j][e] and [e + 1] are those of a pixel and of two
 // outputs beside each other. Channels are even, so both exist or neither.
 template <class F>
-__device__ __forceinline__ void each_pair(const ProductTile& tile, int64_t outputs, const F& f) {
+__device__ __forceinline__ void each_pair(const ProductTile& tile, int outputs, const F& f) {
   const int g = lane() / 4, t = lane() % 4;
 #pragma unroll
   for (int i = 0; i < BottleneckSplit::kM; ++i) {
@@ -291,7 +302,7 @@ __device__ __forceinline__ void each_pair(const ProductTile& tile, int64_t outpu
       if (row >= tile.rows) continue;
 #pragma unroll
       for (int j = 0; j < BottleneckSplit::kN; ++j) {
-        const int64_t column = tile.output + BottleneckSplit::output() + j * kMmaColumns + 2 * t;
+        const int column = tile.output + BottleneckSplit::output() + j * kMmaColumns + 2 * t;
         if (column < outputs) f(tile.pixel + row, column, i, j, half * 2);
       }
     }
@@ -379,7 +390,7 @@ __device__ __forceinline__ Sums<float> shuffled(const Sums<float>& own, int othe
 // Merges what the lanes of a column have, then the warps, and leaves it as the block's partial
 // result. By all threads, once.
 template <class Value, class Columns>
-__device__ __forceinline__ void leave_columns(const BottleneckChoice<float>& choice, int place,
+__device__ __forceinline__ void leave_columns(const BottleneckShare<float>& share,
                                               const Columns& own, const ProductShared& shared) {
   auto* merged = reinterpret_cast<Value*>(shared.merged);
   const int warp = static_cast<int>(threadIdx.x) / kWarp % BottleneckSplit::kWarpsM;
@@ -392,14 +403,13 @@ __device__ __forceinline__ void leave_columns(const BottleneckChoice<float>& cho
     if (lane() < 4) merged[warp * kProductOutputs + column] = value;
   }
   sync_block();
-  leave_partial(choice.partials<Value>(place), blockIdx.y, blockIdx.x, shared.last,
-                [&](int64_t column) {
-                  Value value = merged[column];
-                  for (int w = 1; w < BottleneckSplit::kWarpsM; ++w) {
-                    value = value.merged(merged[w * kProductOutputs + column]);
-                  }
-                  return value;
-                });
+  share.leave<Value>(shared.last, [&](int64_t column) {
+    Value value = merged[column];
+    for (int w = 1; w < BottleneckSplit::kWarpsM; ++w) {
+      value = value.merged(merged[w * kProductOutputs + column]);
+    }
+    return value;
+  });
 }
 
 }  // namespace cwkernels

@@ -36,7 +36,7 @@ static_assert(WeightShared::bytes() == 2 * 9216 + 1024 + 768, "20 KB");
 // 32 pixels from `pixel` on, 64 channels from `first` on, by a source whose table is of those.
 template <class Precision, class Source>
 __device__ __forceinline__ void load_weight_operand(const Source& source, int64_t pixel,
-                                                    int64_t end, int64_t first, int64_t channels,
+                                                    int64_t end, int first, int channels,
                                                     float* to) {
   using Raw = typename Source::Raw;
   const auto exists = [&](int row, int column) {
@@ -76,14 +76,16 @@ __device__ __forceinline__ void multiply_pixels(Accumulators<kWeightM, kWeightN>
 
 // A block's tile and range of pixels.
 struct WeightPart {
-  int64_t row, column, begin, end, part;
+  int row, column;
+  int64_t begin, end, part;
 };
 
 template <class Precision, class Source>
 __device__ __forceinline__ void run_weights(const BottleneckChoice<float>& choice, int place,
                                             const Source& source, const WeightPart& own,
                                             const WeightShared& shared) {
-  const int64_t rows = choice.channels(place), columns = choice.depth(place);
+  const int rows = static_cast<int>(choice.channels(place));
+  const int columns = static_cast<int>(choice.depth(place));
   fill_norm_gradients(choice, place, own.row, kWeightTile, shared.gradient_table);
   const GradientSource<false> gradient(choice, place, shared.gradient_table, kWeightTile);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -103,10 +105,10 @@ __device__ __forceinline__ void run_weights(const BottleneckChoice<float>& choic
   for (int i = 0; i < kWeightM; ++i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int64_t output = own.row + row + i * kMmaRows + half * 8 + lane() / 4;
+      const int output = own.row + row + i * kMmaRows + half * 8 + lane() / 4;
 #pragma unroll
       for (int j = 0; j < kWeightN; ++j) {
-        const int64_t input = own.column + column + j * kMmaColumns + lane() % 4 * 2;
+        const int input = own.column + column + j * kMmaColumns + lane() % 4 * 2;
         if (output >= rows || input >= columns) continue;
         store_lanes(to + output * columns + input,
                     Lanes<float, 2>{sums.values[i][j][half * 2], sums.values[i][j][half * 2 + 1]});
@@ -120,12 +122,14 @@ template <class Precision>
 __global__ void __launch_bounds__(kProductThreads, kProductResident<Precision>)
     bottleneck_weight_gradients(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
+  allow_next();
   const BottleneckChoice<float> choice(launch, blockIdx.z);
   const int place = blockIdx.y == 0 ? 0 : 2;
   if (!choice.runs(place)) return;
-  const int64_t across = ceil_div(choice.depth(place), kWeightTile);
-  const int64_t tiles = across * ceil_div(choice.channels(place), kWeightTile);
-  const int64_t tile = blockIdx.x % tiles, part = blockIdx.x / tiles;
+  const int across = static_cast<int>(ceil_div(choice.depth(place), kWeightTile));
+  const int tiles = across * static_cast<int>(ceil_div(choice.channels(place), kWeightTile));
+  const int tile = static_cast<int>(blockIdx.x) % tiles;
+  const int64_t part = static_cast<int64_t>(blockIdx.x) / tiles;
   const int64_t parts = choice.weight_parts(place), pixels = choice.pixels(place);
   if (part >= parts) return;
   const WeightPart own{tile / across * kWeightTile, tile % across * kWeightTile,
@@ -137,10 +141,10 @@ __global__ void __launch_bounds__(kProductThreads, kProductResident<Precision>)
     run_weights<Precision>(choice, place, ImageSource<true>{choice}, own, shared);
   } else {
     fill_norms(choice, 1, own.column, kWeightTile, shared.source_table);
-    run_weights<Precision>(
-        choice, place,
-        ActivatedSource{choice.filtered(), choice.hidden, shared.source_table, kWeightTile}, own,
-        shared);
+    run_weights<Precision>(choice, place,
+                           ActivatedSource{choice.filtered(), static_cast<int>(choice.hidden),
+                                           shared.source_table, kWeightTile},
+                           own, shared);
   }
 }
 

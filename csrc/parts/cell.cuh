@@ -1,75 +1,23 @@
 #pragma once
-#include "../ops/nb201_cell.h"
+#include "cell_choice.cuh"
 #include "normalize.cuh"
 #include "reduce.cuh"
 
-// What the kernels of a NAS-Bench-201 cell share: architectures as a launch carries them, and the
-// cell that a block works on.
+// What the kernels of a NAS-Bench-201 cell share: architectures as a launch carries them, or as it
+// finds them on the device, and the cell that a block works on.
 namespace cwkernels {
 
 constexpr int kCellFan = kCellNodes - 1;  // edges that enter or leave a node, at most
 
-// kCellSources and kCellTargets for device code, which has no constant arrays of the host.
-__host__ __device__ constexpr int source_of(int e) { return 0x210100 >> 4 * e & 15; }
-__host__ __device__ constexpr int target_of(int e) { return 0x333221 >> 4 * e & 15; }
-constexpr bool same_edges() {
-  for (int e = 0; e < kCellEdges; ++e) {
-    if (source_of(e) != kCellSources[e] || target_of(e) != kCellTargets[e]) return false;
-  }
-  return true;
-}
-static_assert(same_edges());
-constexpr int32_t kNowhere = -1;
-
-// A CellEdge as kernels read it.
-struct CellChoice {
-  int8_t code;  // a CellCode
-  int8_t bank;
-  bool again;
-  int32_t row;
-  int32_t raw;  // a place, see CellLaunch::at
-  int32_t slot;
-};
-
-// A CellPlan as kernels read it.
-struct CellArchitecture {
-  CellChoice edges[kCellEdges];
-  int8_t origins[kCellNodes];
-  int32_t nodes[kCellNodes];  // places of nodes that are stored
-};
-static_assert(sizeof(CellChoice) == 16 && sizeof(CellArchitecture) == 116);
-
-// A launch carries as many architectures as its parameters, 4 KB, have room for.
-constexpr int kCellMost = 16;
-
-// A convolution whose weights get a gradient. All that read one row of a bank have the first of
-// them for their leader.
+// A convolution whose weights get a gradient. Of all that read one row of a bank, the first sums
+// for all.
 struct CellJob {
-  int8_t architecture, edge, leader;
-  int8_t members;  // of its leader
+  int8_t architecture, edge;
+  int8_t first;      // architecture of the launch that reads the row
+  int8_t count;      // of those that read it; 0: there is nothing to do
+  uint16_t readers;  // bit a: architecture a reads it
 };
-
-// The edge between two nodes.
-__host__ __device__ constexpr int edge_between(int source, int target) {
-  return target * (target - 1) / 2 + source;
-}
-static_assert(edge_between(0, 1) == 0 && edge_between(1, 2) == 2 && edge_between(2, 3) == 5);
-
-// The convolutions that leave a node lie side by side in its moments, those that enter it in its
-// sums.
-__host__ __device__ constexpr int leaving_place(int e) { return target_of(e) - source_of(e) - 1; }
-__host__ __device__ constexpr int entering_place(int e) { return source_of(e); }
-__host__ __device__ constexpr bool normalised(const CellChoice& edge) {
-  return edge.code == static_cast<int8_t>(CellCode::conv_1x1) ||
-         edge.code == static_cast<int8_t>(CellCode::conv_3x3);
-}
-__host__ __device__ constexpr bool convolves(const CellChoice& edge) { return edge.bank >= 0; }
-__host__ __device__ constexpr bool is(const CellChoice& edge, CellCode code) {
-  return edge.code == static_cast<int8_t>(code);
-}
-__host__ __device__ constexpr int kernel_size(const CellChoice& edge) {
-  return is(edge, CellCode::conv_3x3) ? 3 : 1;
-}
+static_assert(kCellMost <= 8 * sizeof(CellJob::readers));
 
 template <class T>
 struct CellLaunch {
@@ -81,14 +29,20 @@ struct CellLaunch {
   int64_t blocks;                            // of an architecture, of those that share out pixels
   int node;
   int jobs_count;
-  CellJob jobs[kCellMost * kCellEdges];  // backward
+  CellJob jobs[kCellMost * kCellEdges];  // backward, where the host knows them
   CellArchitecture architectures[kCellMost];
+  const CellArchitecture* chosen;  // on the device, every kCellModes-th, in place of these; or null
   int count;
 
+  __host__ __device__ const CellArchitecture& architecture(int slot) const {
+    return chosen ? chosen[slot * kCellModes] : architectures[slot];
+  }
+  // The number of a convolution's job. With the choice on the device each edge has one.
+  __host__ __device__ int job_of(int slot, int e) const {
+    return chosen ? slot * kCellEdges + e : architectures[slot].edges[e].job;
+  }
   __host__ __device__ int64_t pixels() const { return p.images * p.height * p.width; }
   __host__ __device__ int64_t size() const { return pixels() * p.channels; }
-  // Places from 0 on are rows of `kept`, those below kNowhere are scratch.
-  __host__ __device__ static constexpr int32_t scratch_place(int32_t i) { return kNowhere - 1 - i; }
   __device__ T* at(int32_t place) const {
     return place >= 0 ? static_cast<T*>(p.kept) + place * size()
                       : scratch + (kNowhere - 1 - place) * size();
@@ -108,7 +62,7 @@ template <class T>
 class CellOf {
  public:
   __device__ CellOf(const CellLaunch<T>& launch, int slot)
-      : l(launch), own(launch.architectures[slot]), slot(slot), a(launch.first + slot) {}
+      : l(launch), own(launch.architecture(slot)), slot(slot), a(launch.first + slot) {}
 
   const CellLaunch<T>& l;
   const CellArchitecture& own;
@@ -166,7 +120,7 @@ class CellOf {
       return const_cast<T*>(static_cast<const T*>(l.p.grad_output)) + a * l.size();
     }
     if (n == 0) return static_cast<T*>(l.p.grad_input) + (l.p.shared ? 0 : a * l.size());
-    return l.at(CellLaunch<T>::scratch_place(slot * 2 + n - 1));
+    return l.at(scratch_place(slot * 2 + n - 1));
   }
 
   __device__ CellPixel pixel(int i) const {
@@ -196,24 +150,6 @@ class CellOf {
   }
 };
 
-// What a launch for a node does in an architecture.
-__host__ __device__ inline bool enters(const CellArchitecture& own, int e, int n) {
-  return target_of(e) == n && !is(own.edges[e], CellCode::none);
-}
-__host__ __device__ inline bool leaves(const CellArchitecture& own, int e, int n) {
-  return source_of(e) == n && !is(own.edges[e], CellCode::none);
-}
-__host__ __device__ inline bool fed(const CellArchitecture& own, int n) {
-  bool any = n == 0;
-  for (int e = 0; e < kCellEdges; ++e) any |= enters(own, e, n);
-  return any;
-}
-
-// Whether a launch sums a node from what enters it; otherwise it reads it where it is stored.
-__host__ __device__ inline bool is_summed(const CellArchitecture& own, int n) {
-  return n == 3 || (n > 0 && own.origins[n] == n);
-}
-
 // Makes the coefficients [kCellFan, C] of the batch norms that enter a node, by all threads; one
 // block leaves the statistics that they are made of.
 template <class T>
@@ -231,29 +167,6 @@ __device__ void cell_make_norms(const CellOf<T>& cell, int n, Norm<T>* norms) {
       statistics[channels + c] = own.variance();
     }
   }
-}
-
-// Whether launch `node` of the forward pass has work in an architecture.
-__host__ __device__ inline bool cell_forward_works(const CellArchitecture& own, int node) {
-  bool any = node == 3 || own.nodes[node] != kNowhere;
-  for (int e = 0; e < kCellEdges; ++e) any |= leaves(own, e, node) && convolves(own.edges[e]);
-  return any;
-}
-// In evaluation, with nothing kept: what leaves a node is added to the nodes that it enters, where
-// those are stored. A node that is only a skip is read where it comes from.
-__host__ __device__ inline bool cell_adds(const CellArchitecture& own, int e) {
-  return !is(own.edges[e], CellCode::none) &&
-         (target_of(e) == 3 || own.nodes[target_of(e)] != kNowhere);
-}
-__host__ __device__ inline bool cell_begins(const CellArchitecture& own, int e) {
-  bool begins = true;
-  for (int before = 0; before < e; ++before) begins &= !enters(own, before, target_of(e));
-  return begins;
-}
-__host__ __device__ inline bool cell_evaluation_works(const CellArchitecture& own, int node) {
-  bool any = node == 0 && !fed(own, 3);
-  for (int e = 0; e < kCellEdges; ++e) any |= source_of(e) == node && cell_adds(own, e);
-  return any;
 }
 
 // --- Host ----------------------------------------------------------------------------------------
@@ -284,43 +197,22 @@ class CellScratch {
   CudaScratch used_;
 };
 
-// In evaluation, if nothing is kept, no raw output is stored: edges are normalised as they are
-// convolved.
-inline bool is_fused(const NB201CellParams& p) { return !p.training && !p.kept; }
+inline CellMode cell_mode(const NB201CellParams& p) {
+  return p.kept ? CellMode::kept : p.training ? CellMode::measured : CellMode::fused;
+}
+inline bool is_fused(const NB201CellParams& p) { return cell_mode(p) == CellMode::fused; }
 
 // The launch's choices of a plan; what must be stored and is not kept gets scratch from `places`
 // on.
-template <class T>
-CellArchitecture cell_architecture(const NB201CellParams& p, const CellPlan& plan,
-                                   int32_t& places) {
-  CellArchitecture own{};
-  for (int n = 0; n < kCellNodes; ++n) own.origins[n] = static_cast<int8_t>(plan.origins[n]);
-  for (int e = 0; e < kCellEdges; ++e) {
-    const CellEdge& edge = plan.edges[e];
-    own.edges[e] = {static_cast<int8_t>(edge.code),
-                    static_cast<int8_t>(edge.bank),
-                    edge.again,
-                    static_cast<int32_t>(edge.row),
-                    kNowhere,
-                    static_cast<int32_t>(edge.slot)};
-  }
-  const auto place = [&](int64_t kept, bool needed) {
-    if (p.kept && kept >= 0) return static_cast<int32_t>(kept);
-    return needed ? CellLaunch<T>::scratch_place(places++) : kNowhere;
+inline CellArchitecture cell_architecture(const NB201CellParams& p, const CellPlan& plan,
+                                          int32_t& places) {
+  CellArchitecture own = cell_architecture(plan, cell_mode(p));
+  const auto place = [&](int32_t& at, int64_t kept) {
+    if (at == kNowhere) return;
+    at = p.kept && kept >= 0 ? static_cast<int32_t>(kept) : scratch_place(places++);
   };
-  for (int e = 0; e < kCellEdges; ++e) {
-    own.edges[e].raw = place(plan.edges[e].raw, convolves(own.edges[e]) && !is_fused(p));
-  }
-  bool read[kCellNodes] = {};  // by what does not compute it on its load
-  for (int e = 0; e < kCellEdges; ++e) {
-    const bool added = !is(own.edges[e], CellCode::none) && !convolves(own.edges[e]);
-    read[own.origins[source_of(e)]] |= added || is_fused(p);
-  }
-  for (int n = 0; n < kCellNodes; ++n) {
-    const bool inner = n == 1 || n == 2;
-    const bool own_value = inner && own.origins[n] == n && fed(own, n);
-    own.nodes[n] = place(inner ? plan.nodes[n] : -1, own_value && read[n]);
-  }
+  for (int e = 0; e < kCellEdges; ++e) place(own.edges[e].raw, plan.edges[e].raw);
+  for (int n = 0; n < kCellNodes; ++n) place(own.nodes[n], plan.nodes[n]);
   return own;
 }
 
@@ -339,8 +231,15 @@ CellLaunch<T> cell_launch(const NB201CellParams& p, int64_t first, int32_t& plac
   l.first = first;
   l.count =
       static_cast<int>(p.architectures - first < kCellMost ? p.architectures - first : kCellMost);
+  if (p.planned) {
+    const CellMode mode = cell_mode(p);
+    l.chosen = static_cast<const CellArchitecture*>(p.planned) + first * kCellModes +
+               static_cast<int>(mode);
+    places = mode == CellMode::kept ? 0 : l.count * cell_places(mode);
+    return l;
+  }
   for (int i = 0; i < l.count; ++i) {
-    l.architectures[i] = cell_architecture<T>(p, p.plans[first + i], places);
+    l.architectures[i] = cell_architecture(p, p.plans[first + i], places);
   }
   return l;
 }

@@ -1,6 +1,7 @@
 #pragma once
 #include <type_traits>
 
+#include "cell_jobs.cuh"
 #include "cell_tile.cuh"
 #include "tile_weight.cuh"
 
@@ -104,7 +105,7 @@ __device__ __forceinline__ void cell_sum_weights(const CellBackLaunch& p, const 
   const CellLaunch<float>& l = p.t.l;
   const int channels = static_cast<int>(l.p.channels), inner = channels / Split::kInputs;
   const int chunks = inner * (channels / Split::kOutputs);
-  const CellOf<float> first(l, l.jobs[job.leader].architecture);
+  const CellOf<float> first(l, job.first);
   const CellChoice& own = first.edge(job.edge);
   float* target = static_cast<float*>(l.p.grad_weights[job.edge][own.bank]) +
                   own.slot * first.weight_size(job.edge);
@@ -113,11 +114,12 @@ __device__ __forceinline__ void cell_sum_weights(const CellBackLaunch& p, const 
     const int64_t k = chunk / inner * Split::kOutputs + i / kRow;
     float* to = target + (k * channels + chunk % inner * Split::kInputs) * Split::kTaps + i % kRow;
     float total = own.again ? *to : 0.0f;
-    for (int j = job.leader; j < l.jobs_count; ++j) {
-      if (l.jobs[j].leader != job.leader) continue;
+    for (int slot = job.first; slot < l.count; ++slot) {
+      if (!(job.readers >> slot & 1)) continue;
+      const int64_t place = int64_t{l.job_of(slot, job.edge)} * chunks + chunk;
       float sum = 0;
       for (int64_t g = 0; g < p.partials.groups(); ++g) {
-        sum += load_shared_by_blocks(p.partials.of_group(int64_t{j} * chunks + chunk, g) + i);
+        sum += load_shared_by_blocks(p.partials.of_group(place, g) + i);
       }
       total += sum;
     }
@@ -128,12 +130,12 @@ __device__ __forceinline__ void cell_sum_weights(const CellBackLaunch& p, const 
 // The last launch's blocks for gradients of weights: one is a part of a chunk of a job. The last of
 // each kGroup parts merges theirs, the last of all that a row of a bank gets sums the groups.
 template <class Precision, class Split>
-__device__ __forceinline__ void cell_weight_tiles(const CellBackLaunch& p, int64_t block) {
+__device__ __forceinline__ void cell_weight_tiles(const CellBackLaunch& p, const CellJob& job,
+                                                  int64_t block) {
   const CellLaunch<float>& l = p.t.l;
   const int side = static_cast<int>(l.p.channels) / Split::kInputs, chunks = side * side;
   const int64_t part = block % p.parts, slot = block / p.parts;
   const int chunk = static_cast<int>(slot % chunks);
-  const CellJob& job = l.jobs[slot / chunks];
   const CellOf<float> cell(l, job.architecture);
   Shared shared;
   int* last = shared.take<int>(1);
@@ -152,34 +154,14 @@ __device__ __forceinline__ void cell_weight_tiles(const CellBackLaunch& p, int64
     }
     p.partials.of_group(slot, group)[i] = sum;
   }
-  const int64_t leader = int64_t{job.leader} * chunks + chunk;
-  const int64_t groups = job.members * p.partials.groups();
-  unsigned* whole = tickets + (leader + 1) * p.partials.tickets_per_slot() - 1;
+  const int64_t first_slot = int64_t{l.job_of(job.first, job.edge)} * chunks + chunk;
+  const int64_t groups = job.count * p.partials.groups();
+  unsigned* whole = tickets + (first_slot + 1) * p.partials.tickets_per_slot() - 1;
   if (!arrives_last(whole, groups, last)) return;
   cell_sum_weights<Split>(p, job, chunk);
 }
 
 // --- Host ----------------------------------------------------------------------------------------
-
-// The convolutions whose weights' gradients a launch makes, architecture by architecture.
-template <class T>
-void find_jobs(CellLaunch<T>& l) {
-  for (int i = 0; l.p.need_weights && i < l.count; ++i) {
-    for (int e = 0; e < kCellEdges; ++e) {
-      const CellChoice& own = l.architectures[i].edges[e];
-      if (!convolves(own)) continue;
-      int leader = l.jobs_count;
-      for (int j = l.jobs_count - 1; j >= 0; --j) {
-        const CellChoice& other = l.architectures[l.jobs[j].architecture].edges[e];
-        if (l.jobs[j].edge == e && other.bank == own.bank && other.slot == own.slot) leader = j;
-      }
-      l.jobs[l.jobs_count++] = {static_cast<int8_t>(i), static_cast<int8_t>(e),
-                                static_cast<int8_t>(leader), 0};
-      ++l.jobs[leader].members;
-    }
-  }
-  for (int j = 0; j < l.jobs_count; ++j) l.jobs[j].members = l.jobs[l.jobs[j].leader].members;
-}
 
 template <class Split>
 size_t cell_weight_bytes(const Tiles& tiles) {

@@ -139,7 +139,7 @@ def _all(images: Tensor) -> Tensor:
 
 
 def _batch(images: Tensor, indices: Tensor, augmentation: Augmentation | None) -> Tensor:
-    mean, deviation = _constants(images.device)
+    mean, deviation = constants(images.device)
     shifts, flips = None, None
     if augmentation is not None:
         shifts, flips = torch.stack([augmentation.dy, augmentation.dx], 1), augmentation.flip
@@ -155,7 +155,7 @@ def _require_augmentation(
 
 
 @cache
-def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+def constants(device: torch.device) -> tuple[Tensor, Tensor]:
     """MEAN and DEVIATION in units of a uint8 image, ``[3]``.
 
     Kept per device: a copy from the host for each batch would synchronise, and could not be

@@ -10,6 +10,9 @@ from cwkernels.data.checks import require
 DIVISION = 0
 EPOCH = 1
 GENERATED = 2
+ARCHITECTURES = 3  # those that train
+VALIDATED = 4  # those that validation runs
+EVALUATED = 5
 
 
 def seeded_generator(operation: str, seed: int, *key: int) -> torch.Generator:

@@ -2,6 +2,13 @@
 
 from cwkernels.networks.macro import MacroSuperNetwork, macro
 from cwkernels.networks.nb201 import NB201SuperNetwork, nb201
-from cwkernels.networks.supernet import SuperNetwork
+from cwkernels.networks.supernet import Selection, SuperNetwork
 
-__all__ = ["MacroSuperNetwork", "NB201SuperNetwork", "SuperNetwork", "macro", "nb201"]
+__all__ = [
+    "MacroSuperNetwork",
+    "NB201SuperNetwork",
+    "Selection",
+    "SuperNetwork",
+    "macro",
+    "nb201",
+]

@@ -3,11 +3,11 @@
 from torch import Tensor, nn
 
 from cwkernels.networks.standalone import MacroNetwork, cut_macro
-from cwkernels.networks.supernet import ConvNormLayer, SuperNetwork
+from cwkernels.networks.supernet import ConvNormLayer, Selection, SuperNetwork
 from cwkernels.nn import MacroLayer
 from cwkernels.spaces import checks
 from cwkernels.spaces import macro as macro_space
-from cwkernels.spaces.macro import HEAD, LAYERS, STEM
+from cwkernels.spaces.macro import CANDIDATES, HEAD, LAYERS, STEM
 
 
 class MacroSuperNetwork(SuperNetwork):
@@ -16,7 +16,8 @@ class MacroSuperNetwork(SuperNetwork):
     def __init__(
         self, *, num_classes: int, reserve: bool, dense_grad: bool, recompute: bool
     ) -> None:
-        super().__init__(macro_space(), reserve=reserve)
+        kinds = [(d, c.code) for d in range(len(LAYERS)) for c in CANDIDATES]
+        super().__init__(macro_space(), reserve=reserve, norms=kinds)
         self.stem = ConvNormLayer(STEM.in_channels, STEM.out_channels, 3, relu=True)
         self.layers = nn.ModuleList(
             MacroLayer(
@@ -32,25 +33,29 @@ class MacroSuperNetwork(SuperNetwork):
         self.head = ConvNormLayer(HEAD.in_channels, HEAD.out_channels, 1, relu=True)
         self.classifier = nn.Linear(HEAD.out_channels, num_classes)
 
-    def forward(self, images: Tensor, arch: Tensor) -> Tensor:
+    def forward(self, images: Tensor, arch: Tensor | Selection) -> Tensor:
         """Logits of images for one architecture or several.
 
         Args:
             images: [N, 3, H, W], shared by all architectures, or [A, N, 3, H, W].
-            arch: int64 [8] or [A, 8].
+            arch: int64 [8] or [A, 8], on the CPU or on the device of the images; or what
+                `select_on_device` made of it.
 
         Returns:
             [N, num_classes] or [A, N, num_classes].
         """
         selection, recorder = self._begin(images, arch)
         value = self.stem(images, recorder)
-        for d, layer in enumerate(self.layers):
-            value, measured = layer(value, selection[..., d, :])
+        # By layer and then by architecture, as the operation has them: at most one copy.
+        choices = selection.choices.movedim(-2, 0).contiguous()
+        rows = selection.norm_rows.split(len(CANDIDATES))
+        for layer, own, norm_rows in zip(self.layers, choices.unbind(), rows, strict=False):
+            value, measured = layer(value, own, norm_rows)
             recorder.measurements += measured
         value = self.head(value, recorder)
         if self.training:
             recorder.write(self.statistics_momentum)
-        return self._classify(value)
+        return self.classify(value)
 
     def standalone(self, arch: Tensor) -> MacroNetwork:
         """A plain torch network of one architecture, with this network's weights.

@@ -5,10 +5,16 @@ from torch import Tensor, nn
 
 from cwkernels import ops
 from cwkernels.networks.standalone import NB201Network, cut_nb201
-from cwkernels.networks.supernet import ConvNormLayer, Recorder, SuperNetwork, pixel_count
+from cwkernels.networks.supernet import (
+    ConvNormLayer,
+    Recorder,
+    Selection,
+    SuperNetwork,
+    pixel_count,
+)
 from cwkernels.nn import FixedNorm, NB201Cell, ResidualReduction
 from cwkernels.spaces import checks
-from cwkernels.spaces.nb201 import NB201, NOR_CONV_1X1, NOR_CONV_3X3, SKIP_CONNECT, live
+from cwkernels.spaces.nb201 import EDGES, NB201, NOR_CONV_1X1, NOR_CONV_3X3, SKIP_CONNECT, live
 
 STAGES = 3
 
@@ -28,7 +34,8 @@ class NB201SuperNetwork(SuperNetwork):
         reserve: bool,
         dense_grad: bool,
     ) -> None:
-        super().__init__(space, reserve=reserve)
+        kinds = [(d, code) for d in range(len(EDGES)) for code in (NOR_CONV_1X1, NOR_CONV_3X3)]
+        super().__init__(space, reserve=reserve, norms=kinds, edges=EDGES)
         has_skip = any(c.code == SKIP_CONNECT for c in space.decisions[0].candidates)
         self.skip_projection = skip_projection and has_skip
         self.count_include_pad = count_include_pad
@@ -51,23 +58,25 @@ class NB201SuperNetwork(SuperNetwork):
         self.head_norm = FixedNorm(width)
         self.classifier = nn.Linear(width, num_classes)
 
-    def forward(self, images: Tensor, arch: Tensor) -> Tensor:
+    def forward(self, images: Tensor, arch: Tensor | Selection) -> Tensor:
         """Logits of images for one architecture or several.
 
         Args:
             images: [N, 3, H, W], shared by all architectures, or [A, N, 3, H, W].
-            arch: int64 [6] or [A, 6].
+            arch: int64 [6] or [A, 6], on the CPU or on the device of the images; or what
+                `select_on_device` made of it.
 
         Returns:
             [N, num_classes] or [A, N, num_classes].
         """
         selection, recorder = self._begin(images, arch)
-        norm_rows = _norm_rows(selection.reshape(-1, *selection.shape[-2:]))
+        choices = self._planned(selection.choices)
+        norm_rows = selection.norm_rows[:-1]
         value = self.stem(images, recorder)
         statistics = value  # until a cell has run
         for cell in self.cells:
             if isinstance(cell, NB201Cell):
-                value, statistics, measured = cell(value, selection, norm_rows)
+                value, statistics, measured = cell(value, choices, norm_rows)
                 recorder.measurements += measured
             else:
                 value, fixed = cell(value)
@@ -77,6 +86,15 @@ class NB201SuperNetwork(SuperNetwork):
         if self.training:
             recorder.write(self.statistics_momentum)
         return logits
+
+    def _planned(self, choices: Tensor) -> Tensor | ops.NB201Plan:
+        """A choice that only the device knows is planned there once for all cells."""
+        if choices.dtype == torch.int64:
+            return choices
+        return next(cell for cell in self.cells if isinstance(cell, NB201Cell)).plan(choices)
+
+    def _live(self, codes: Tensor) -> Tensor:
+        return live(codes)
 
     def _head(self, value: Tensor, statistics: Tensor, recorder: Recorder) -> Tensor:
         recorder.fixed(self.head_norm, statistics, pixel_count(value))
@@ -88,7 +106,7 @@ class NB201SuperNetwork(SuperNetwork):
             relu=True,
             training=self.training,
         )
-        return self._classify(normalized)
+        return self.classify(normalized)
 
     def standalone(self, arch: Tensor) -> NB201Network:
         """A plain torch network of one architecture, with this network's weights.
@@ -100,14 +118,6 @@ class NB201SuperNetwork(SuperNetwork):
             arch: int64 [6].
         """
         return cut_nb201(self, arch)
-
-
-def _norm_rows(selection: Tensor) -> Tensor:
-    """Which row each batch norm of a cell updates: [A, 6, 2] to [12, A], -1 where it is not run."""
-    codes, rows = selection.unbind(-1)
-    alive = live(codes)
-    per_code = [rows.where(alive & (codes == code), -1) for code in (NOR_CONV_1X1, NOR_CONV_3X3)]
-    return torch.stack(per_code, dim=-1).permute(1, 2, 0).reshape(12, -1)
 
 
 def nb201(

@@ -1,7 +1,10 @@
 """What both super-networks share: set maps, banks, the split, and which rows a batch reads."""
 
+import copy
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from math import prod
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,29 @@ from cwkernels.nn.set_map import SetMap
 from cwkernels.spaces import checks
 from cwkernels.spaces.space import Space
 
+_FIXED = (-1, 0)
+"""The kind of batch norm that every architecture runs, at row 0, in an `ops.SelectLayout`."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the architectures of a forward pass run, known to the host or to the device only.
+
+    Attributes:
+        choices: operation code and row of each decision, ``[D, 2]`` or ``[A, D, 2]``: int64 on the
+            CPU, or int32 on the device.
+        norm_rows: ``[R, A]`` of the same dtype there, the row that each kind of batch norm updates,
+            -1 where the architecture does not run it; the last kind is what every one runs.
+    """
+
+    choices: Tensor
+    norm_rows: Tensor
+
+    @property
+    def by_architecture(self) -> Tensor:
+        """``choices`` as ``[A, D, 2]``."""
+        return self.choices.reshape(-1, *self.choices.shape[-2:])
+
 
 class SuperNetwork(nn.Module):
     """A super-network whose candidates have a weight set per combination of their predecessors.
@@ -22,22 +48,41 @@ class SuperNetwork(nn.Module):
         space: the search space.
         reserve: allocate all rows of every bank at the start, so that no tensor changes size at a
             split (a captured CUDA graph survives it). Parameters then count the reserved rows.
+        norms: decision and operation code of each kind of conditional batch norm.
+        edges: source and target of each decision, if they are the edges of a cell.
 
     Attributes:
         statistics_momentum: weight of a new batch in running statistics, 0.1 as BatchNorm's, or
             None for the exact average of all batches since a reset.
-        last_rows: int64 [D, A], the rows that the last forward pass in training read.
+        last_rows: [D, A], the rows that the last forward pass in training read: int64 on the CPU,
+            or int32 on the device if the architecture was known there only.
     """
 
     classifier: nn.Linear
 
-    def __init__(self, space: Space, *, reserve: bool) -> None:
+    def __init__(
+        self,
+        space: Space,
+        *,
+        reserve: bool,
+        norms: Sequence[tuple[int, int]],
+        edges: Sequence[tuple[int, int]] = (),
+    ) -> None:
         super().__init__()
         self.space = space
         self.reserve = reserve
         self.statistics_momentum: float | None = 0.1
         self.last_rows: Tensor | None = None
-        self.set_maps = nn.ModuleList(SetMap(space.num_candidates) for _ in space.decisions)
+        self.set_maps = nn.ModuleList(
+            SetMap(space.num_candidates, space.combinations(d)) for d in range(space.num_decisions)
+        )
+        self._layout = ops.SelectLayout(
+            codes=tuple(tuple(c.code for c in own.candidates) for own in space.decisions),
+            norms=(*norms, _FIXED),
+            edges=tuple(edges),
+        )
+        kinds = torch.tensor(norms, dtype=torch.int64, device="cpu")
+        self._norm_decisions, self._norm_codes = kinds.unbind(-1)
         widest = max(space.num_candidates)
         # On the host, as architectures are, whatever the default device.
         self._codes = torch.zeros((space.num_decisions, widest), dtype=torch.int64, device="cpu")
@@ -149,6 +194,37 @@ class SuperNetwork(nn.Module):
             theirs = other._maps()[decision]
             self._maps()[decision].assign(theirs.reads.tolist(), theirs.set_of.cpu())
 
+    def separate(self, archs: Tensor) -> Self:
+        """A copy in which each of some architectures has weight sets of its own, and statistics.
+
+        Every bank gets a row for each architecture, a copy of the one that it reads here, and so do
+        the running statistics of all batch norms, the shared ones too. Running the copy in training
+        on all of them, ``copy(images, archs)``, then gives each the running statistics that it
+        would have alone, and touches nothing of this network. Other architectures read the rows of
+        the first.
+
+        Args:
+            archs: int64 [A, D], no two the same.
+
+        Raises:
+            TypeError, ValueError: for what is not architectures of the space, or repeated ones.
+        """
+        index = self.space.index(archs)
+        if archs.dim() != 2 or not isinstance(index, Tensor) or len(index.unique()) < len(archs):
+            wanted = f"int64 [A, {archs.shape[-1]}], no two the same"
+            raise ValueError(f"separate: archs: wanted {wanted}, got {list(archs.shape)}")
+        rows = self.select(archs)[..., 1].T.contiguous()
+        number = torch.zeros(len(self.space), dtype=torch.int64, device="cpu")
+        number[index.cpu()] = torch.arange(len(archs), device="cpu")
+        own = copy.deepcopy(self)
+        for decision, set_map in enumerate(own._maps()):
+            own._grow(decision, rows[decision])
+            set_map.assign(range(self.space.num_decisions), number)
+        for module in own.modules():
+            if isinstance(module, FixedNorm):
+                module.statistics.grow(torch.zeros(len(archs), dtype=torch.int64, device="cpu"))
+        return own
+
     def select(self, arch: Tensor) -> Tensor:
         """What architectures run: int64 [D] or [A, D] to [D, 2] or [A, D, 2], code and row.
 
@@ -163,22 +239,76 @@ class SuperNetwork(nn.Module):
         rows = torch.stack([set_map.rows(arch) for set_map in self._maps()], dim=-1)
         return torch.stack([codes, rows], dim=-1)
 
-    def _begin(self, images: Tensor, arch: Tensor) -> tuple[Tensor, "Recorder"]:
-        """The selection of a forward pass, and the recorder of its statistics."""
-        selection = self.select(arch)
-        self._check_images(images, arch)
-        by_arch = selection.reshape(-1, *selection.shape[-2:])
-        if self.training:
-            self.last_rows = by_arch[..., 1].T
-        return selection, Recorder(by_arch.shape[0])
+    def maps_on_device(self) -> list[Tensor]:
+        """The map of each decision as kernels read it; a split writes them in place."""
+        return [set_map.on_device for set_map in self._maps()]
 
-    def _classify(self, features: Tensor) -> Tensor:
+    def select_on_device(self, arch: Tensor) -> Selection:
+        """The same where `arch` lies, without reading it on the host: one launch of `ops.select`.
+
+        What a forward pass does with an architecture on a GPU. A choice out of range is raised by a
+        later call or by `cw.synchronize()`, and runs as code 0, row 0.
+
+        Raises:
+            TypeError, ValueError: for what is not int64 [D] or [A, D], A at least 1.
+        """
+        decisions = self.space.num_decisions
+        if not isinstance(arch, Tensor) or arch.dtype != torch.int64:
+            got = arch.dtype if isinstance(arch, Tensor) else type(arch).__name__
+            raise TypeError(f"forward: arch: wanted an int64 tensor, got {got}")
+        if arch.dim() not in (1, 2) or arch.shape[-1] != decisions or not arch.numel():
+            wanted = f"int64 [{decisions}] or [A, {decisions}], A at least 1"
+            raise ValueError(f"forward: arch: wanted {wanted}, got {list(arch.shape)}")
+        by_arch = arch.reshape(-1, decisions)
+        choices, norm_rows = ops.select(by_arch, self.maps_on_device(), self._layout)
+        return Selection(choices.reshape(*arch.shape, 2), norm_rows)
+
+    def _selected(self, images: Tensor, arch: Tensor) -> Selection:
+        """By value for architectures on the CPU, else on their device."""
+        on_gpu = isinstance(images, Tensor) and images.is_cuda
+        if isinstance(arch, Tensor) and not arch.is_cpu:
+            if not on_gpu or arch.device != images.device:
+                wanted = "a tensor on the CPU or on the device of the images"
+                raise ValueError(f"forward: arch: wanted {wanted}, got one on {arch.device}")
+            return self.select_on_device(arch)
+        if (
+            on_gpu
+            and not torch.compiler.is_compiling()
+            and torch.cuda.is_current_stream_capturing()
+        ):
+            wanted = "a tensor on the device while a CUDA graph is captured"
+            raise RuntimeError(f"forward: arch: wanted {wanted}, got one on the CPU")
+        choices = self.select(arch)
+        return Selection(choices, self._norm_rows(choices.reshape(-1, *choices.shape[-2:])))
+
+    def _norm_rows(self, choices: Tensor) -> Tensor:
+        """Which row each kind of batch norm updates: [A, D, 2] to [R, A], -1 where none."""
+        codes, rows = choices.unbind(-1)
+        runs = (codes[:, self._norm_decisions] == self._norm_codes) & self._live(codes)[
+            :, self._norm_decisions
+        ]
+        kinds = rows[:, self._norm_decisions].where(runs, -1).T
+        return torch.cat([kinds, torch.zeros_like(kinds[:1])])
+
+    def _live(self, codes: Tensor) -> Tensor:
+        """Which decisions' batch norms run, [A, D]."""
+        return torch.ones_like(codes, dtype=torch.bool)
+
+    def _begin(self, images: Tensor, arch: Tensor | Selection) -> tuple[Selection, "Recorder"]:
+        """The selection of a forward pass, and the recorder of its statistics."""
+        selection = arch if isinstance(arch, Selection) else self._selected(images, arch)
+        self._check_images(images, selection.choices)
+        if self.training:
+            self.last_rows = selection.by_architecture[..., 1].T
+        return selection, Recorder(selection.norm_rows[-1])
+
+    def classify(self, features: Tensor) -> Tensor:
         """Global average and the linear layer: [..., N, C, H, W] to [..., N, num_classes].
 
         An architecture at a time: how a matrix product rounds depends on its number of rows.
         """
         if features.dim() == 5 and not torch.compiler.is_compiling():
-            return torch.stack([self._classify(own) for own in features])
+            return torch.stack([self.classify(own) for own in features])
         pooled = features.mean((-2, -1))
         if features.dim() == 5:  # in a graph, where a loop would fix their number
             weight = self.classifier.weight.T.expand(pooled.shape[0], -1, -1)
@@ -186,9 +316,9 @@ class SuperNetwork(nn.Module):
         logits: Tensor = self.classifier(pooled)
         return logits
 
-    def _check_images(self, images: Tensor, arch: Tensor) -> None:
+    def _check_images(self, images: Tensor, choices: Tensor) -> None:
         def wanted() -> str:  # only where it is needed: a graph would fix the number A in it
-            several = f" or [{arch.shape[0]}, N, 3, H, W]" if arch.dim() == 2 else ""
+            several = f" or [{choices.shape[0]}, N, 3, H, W]" if choices.dim() == 3 else ""
             return "[N, 3, H, W]" + several
 
         if not isinstance(images, Tensor):
@@ -198,7 +328,7 @@ class SuperNetwork(nn.Module):
             own = f"{self.classifier.weight.dtype}, the network's own"
             raise TypeError(f"forward: images: wanted {own}, got {images.dtype}")
         *lead, n, channels, height, width = images.shape if images.dim() > 3 else (0,) * 4
-        fits = not lead or (arch.dim() == 2 and lead == [arch.shape[0]])
+        fits = not lead or (choices.dim() == 3 and lead == [choices.shape[0]])
         if not fits or channels != 3 or not n * height * width:
             raise ValueError(f"forward: images: wanted {wanted()}, got {list(images.shape)}")
 
@@ -213,16 +343,25 @@ def _steps(bank: Bank, other: Bank) -> list[Tensor] | None:
 
 
 class Recorder:
-    """Collects what batch norms measured in one forward pass of A architectures."""
+    """Collects what batch norms measured in one forward pass of A architectures.
 
-    def __init__(self, architectures: int) -> None:
-        self.architectures = architectures
+    Args:
+        shared_rows: [A] zeros, the rows of a batch norm that every architecture runs.
+    """
+
+    def __init__(self, shared_rows: Tensor) -> None:
+        self.shared_rows = shared_rows
         self.measurements: list[Measurement] = []
 
     def fixed(self, norm: FixedNorm, measured: Tensor, count: int) -> None:
-        """A shared batch norm: every architecture updates its one row, in order."""
-        statistics = measured.expand(self.architectures, *measured.shape[-2:])
-        rows = torch.zeros(self.architectures, dtype=torch.int64, device="cpu")
+        """A shared batch norm: every architecture updates its one row, in order.
+
+        In a network that `SuperNetwork.separate` made each updates the row of its own.
+        """
+        rows = self.shared_rows
+        statistics = measured.expand(rows.shape[0], *measured.shape[-2:])
+        if norm.statistics.running_mean.shape[0] > 1:
+            rows = torch.arange(rows.shape[0], dtype=rows.dtype, device=rows.device)
         self.measurements.append(Measurement(norm.statistics, statistics, rows, count))
 
     def write(self, momentum: float | None) -> None:

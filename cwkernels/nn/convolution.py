@@ -67,8 +67,12 @@ class FixedNorm(nn.Module):
         self.statistics = RunningStatistics(channels)
 
     def used(self, measured: Tensor) -> Tensor:
-        """The statistics to normalise by: `measured` [..., 2, C] in training, else running ones."""
+        """The statistics to normalise by: `measured` [..., 2, C] in training, else running ones.
+
+        Where architectures have rows of their own (`SuperNetwork.separate`) but one batch, that of
+        the shared images before the first decision, these rows are all the same.
+        """
         if self.training:
             return measured
-        running = torch.stack([self.statistics.running_mean[0], self.statistics.running_var[0]])
-        return running.expand_as(measured)
+        running = torch.stack([self.statistics.running_mean, self.statistics.running_var], dim=1)
+        return running.expand_as(measured) if measured.dim() > 2 else running[0]

@@ -13,6 +13,13 @@ from cwkernels.spaces.macro import BOTTLENECKS, CANDIDATES, IDENTITY, Layer
 from cwkernels.spaces.macro import Bottleneck as Shape
 
 
+def norm_rows(selection: Tensor) -> Tensor:
+    """The row of each code's batch norms, [3, A], -1 where another runs; of int64 [2] or [A, 2]."""
+    codes, rows = selection.reshape(-1, 2).unbind(-1)
+    kinds = torch.arange(len(CANDIDATES), device=codes.device)
+    return rows.where(codes == kinds[:, None], -1)
+
+
 class Bottleneck(nn.Module):
     """The banks of one inverted bottleneck: expand, depthwise, project, each with affine BN."""
 
@@ -103,12 +110,16 @@ class MacroLayer(nn.Module):
         """In the operation's order: three of each bottleneck, then the identity's projection."""
         return self._convolutions
 
-    def forward(self, input: Tensor, selection: Tensor) -> tuple[Tensor, list[Measurement]]:
+    def forward(
+        self, input: Tensor, selection: Tensor, rows: Tensor
+    ) -> tuple[Tensor, list[Measurement]]:
         """Runs the layer.
 
         Args:
             input: [N, C, H, W] or [A, N, C, H, W].
-            selection: int64 [2] or [A, 2]: operation code and row.
+            selection: int64 [2] or [A, 2]: operation code and row; or int32 on the device.
+            rows: int64 [3, A], or int32 on the device: the row of each code's batch norms, -1 where
+                the architecture does not run them.
 
         Returns:
             The output and what the batch norms measured.
@@ -130,31 +141,30 @@ class MacroLayer(nn.Module):
         )
         if not self.training:
             return output, []
-        return output, self._measured(input, output, selection, weights, statistics)
+        return output, self._measured(input, output, rows, weights, statistics)
 
     def _measured(
         self,
         input: Tensor,
         output: Tensor,
-        selection: Tensor,
+        rows: Tensor,
         weights: list[Tensor],
         statistics: Tensor,
     ) -> list[Measurement]:
         by_arch = statistics.reshape(-1, *statistics.shape[-2:])
-        codes, rows = selection.reshape(-1, 2).unbind(-1)
-        owners = torch.tensor(
-            [0 if i == PROJECTION else 1 + i // 3 for i in range(len(self._running))], device="cpu"
-        )  # the code that runs a convolution
-        by_norm = rows.where(codes == owners[:, None], -1)
+        run = measured_norms(rows)
         measurements = []
-        for i in measured_norms(by_norm):
+        for i, running in enumerate(self._running):
+            code = 0 if i == PROJECTION else 1 + i // 3  # whose convolution it is
+            if code not in run:
+                continue
             expand = i < PROJECTION and i % 3 == 0
             shape = (input if expand else output).shape
             measurements.append(
                 Measurement(
-                    self._running[i],
+                    running,
                     by_arch[..., statistics_slice(weights, i)],
-                    by_norm[i],
+                    rows[code],
                     shape[-4] * shape[-2] * shape[-1],
                 )
             )

@@ -16,7 +16,8 @@ class Measurement:
     Attributes:
         target: the running rows to update.
         statistics: [A, 2, C], mean and biased variance.
-        rows: int64 [A] on the CPU, the row of each architecture, -1 where it did not run.
+        rows: int64 [A] on the CPU, the row of each architecture, -1 where it did not run; or int32
+            on the device, as for all of a forward pass.
         count: the values a channel that they were taken over.
     """
 
@@ -29,9 +30,9 @@ class Measurement:
 def measured_norms(rows: Tensor) -> list[int]:
     """Which batch norms any architecture ran, from int64 [L, A], -1 where it did not.
 
-    A graph that is compiled for every architecture takes all of them.
+    All of them if only the device knows, or in a graph that is compiled for every architecture.
     """
-    if torch.compiler.is_compiling():
+    if rows.dtype == torch.int32 or torch.compiler.is_compiling():
         return list(range(rows.shape[0]))
     return [i for i, own in enumerate(rows.tolist()) if max(own) >= 0]
 

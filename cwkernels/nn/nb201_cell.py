@@ -99,15 +99,21 @@ class NB201Cell(nn.Module):
         """The batch norms edge by edge: 1x1, 3x3."""
         return self._running
 
+    def plan(self, selection: Tensor) -> ops.NB201Plan:
+        """What kernels read of an int32 selection on the device: cells of one kind share it."""
+        rows = [edge[0].convolution.weight.shape[0] for edge in self._convolutions]
+        return ops.nb201_plan(selection, rows, len(self._convolutions[0]))
+
     def forward(
-        self, input: Tensor, selection: Tensor, rows: Tensor
+        self, input: Tensor, selection: Tensor | ops.NB201Plan, rows: Tensor
     ) -> tuple[Tensor, Tensor, list[Measurement]]:
         """Runs the cell.
 
         Args:
             input: [N, C, H, W] or [A, N, C, H, W].
-            selection: int64 [6, 2] or [A, 6, 2]: operation code and row of each edge.
-            rows: int64 [12, A]: the row of each batch norm that runs, else -1.
+            selection: int64 [6, 2] or [A, 6, 2]: operation code and row of each edge; or `plan`'s.
+            rows: int64 [12, A], or int32 on the device: the row of each batch norm that runs, else
+                -1.
 
         Returns:
             The output, its statistics [..., 2, C], and what the batch norms measured in training.

@@ -18,14 +18,21 @@ class SetMap(nn.Module):
 
     Args:
         num_candidates: the number of candidates of each decision of the space.
+        combinations: for how many of them the table on the device has room from the start; a larger
+            one is another tensor.
+
+    Attributes:
+        on_device: int32 ``[D + combinations]`` beside the buffers, the map as `cw.ops.select` reads
+            it. Written in place, so that a captured CUDA graph sees a map that has changed.
     """
 
     reads: Tensor
     set_of: Tensor
 
-    def __init__(self, num_candidates: Sequence[int]) -> None:
+    def __init__(self, num_candidates: Sequence[int], combinations: int = 1) -> None:
         super().__init__()
         self.num_candidates = tuple(num_candidates)
+        self.on_device = torch.zeros(len(self.num_candidates) + combinations, dtype=torch.int32)
         self.register_buffer("reads", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("set_of", torch.zeros(1, dtype=torch.int64))
         # The map itself is on the host, where rows are looked up without a sync; the buffers show
@@ -39,6 +46,22 @@ class SetMap(nn.Module):
         if not self.set_of.is_meta:
             self.reads.copy_(torch.tensor(self._host_reads, dtype=torch.int64, device="cpu"))
             self.set_of.copy_(self._host_set_of)
+        self._write_on_device()
+
+    def _write_on_device(self) -> None:
+        """Fills `on_device`: what each decision's choice counts, then the rows."""
+        counts = [0] * len(self.num_candidates)
+        count = 1
+        for decision in reversed(self._host_reads):
+            counts[decision] += count
+            count *= self.num_candidates[decision]
+        values = torch.cat([torch.tensor(counts, device="cpu"), self._host_set_of]).int()
+        device = self.set_of.device
+        if self.on_device.device != device or len(self.on_device) < len(values):
+            size = max(len(self.on_device), len(values))
+            self.on_device = torch.zeros(size, dtype=torch.int32, device=device)
+        if not self.on_device.is_meta:
+            self.on_device[: len(values)].copy_(values)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -122,3 +145,4 @@ class SetMap(nn.Module):
         if isinstance(reads, Tensor) and isinstance(set_of, Tensor):
             self._host_reads = reads.tolist()
             self._host_set_of = set_of.to("cpu", copy=True)
+            self._write_on_device()

@@ -6,20 +6,25 @@ from cwkernels.ops.backend import backend, current_backend, set_backend
 from cwkernels.ops.batch import batch
 from cwkernels.ops.conv_norm import conv_norm
 from cwkernels.ops.copy_rows import copy_rows
+from cwkernels.ops.device_faults import synchronize
 from cwkernels.ops.gather_conv import gather_conv
 from cwkernels.ops.inverted_bottleneck import inverted_bottleneck
 from cwkernels.ops.nb201_cell import nb201_cell
+from cwkernels.ops.nb201_plan import NB201Plan, nb201_plan
 from cwkernels.ops.norm_add import norm_add
 from cwkernels.ops.precision import (
     current_float32_conv_precision,
     float32_conv_precision,
     set_float32_conv_precision,
 )
+from cwkernels.ops.select import SelectLayout, select
 from cwkernels.ops.sgd import sgd
 from cwkernels.ops.update_statistics import update_statistics
 from cwkernels.ops.workspace import release_workspace, workspace_bytes
 
 __all__ = [
+    "NB201Plan",
+    "SelectLayout",
     "backend",
     "batch",
     "conv_norm",
@@ -31,11 +36,14 @@ __all__ = [
     "has_cuda_kernels",
     "inverted_bottleneck",
     "nb201_cell",
+    "nb201_plan",
     "norm_add",
     "release_workspace",
+    "select",
     "set_backend",
     "set_float32_conv_precision",
     "sgd",
+    "synchronize",
     "update_statistics",
     "workspace_bytes",
 ]

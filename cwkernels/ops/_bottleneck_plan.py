@@ -67,5 +67,13 @@ def statistics_width(weights: Sequence[Tensor]) -> int:
     return 2 * _hidden(weights) + weights[2].shape[1]
 
 
+def most_kept(shape: Sequence[int], weights: Sequence[Tensor], stride: int, recompute: bool) -> int:
+    """The most elements that an architecture of images [A, N, C, H, W] keeps for backward."""
+    _, n, _, height, width = shape
+    output_pixels = n * ((height - 1) // stride + 1) * ((width - 1) // stride + 1)
+    hidden_pixels = 0 if recompute else n * height * width + output_pixels
+    return hidden_pixels * _hidden(weights) + output_pixels * weights[2].shape[1]
+
+
 def _hidden(weights: Sequence[Tensor]) -> int:
     return max(weights[0].shape[1], weights[3].shape[1])

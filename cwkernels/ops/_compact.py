@@ -37,12 +37,25 @@ def bank_gradient(rows: Tensor, values: Tensor, shape: Sequence[int], dense_grad
     Compact: a sparse COO tensor with one sparse dimension. Dense: zeros elsewhere.
     """
     # Rows that were chosen on the host, of values that a GPU computed.
-    rows = rows.to(values.device)
+    rows = rows.to(values.device, non_blocking=True)
     if dense_grad:
         return values.new_zeros(shape).index_copy_(0, rows, values)
     return torch.sparse_coo_tensor(
         rows[None], values, tuple(shape), is_coalesced=True, check_invariants=False
     )
+
+
+def slot_gradient(rows: Tensor, values: Tensor, shape: Sequence[int], dense_grad: bool) -> Tensor:
+    """`bank_gradient` from as many slots as there are architectures, chosen on the device.
+
+    Slot u of `values` [A, ...] is the gradient of row ``rows[u]``, where each row stands once, in
+    any order; -1 for a slot that belongs to none and holds anything. Nothing waits for the device.
+    """
+    if dense_grad:
+        beyond = shape[0]
+        gradient = values.new_zeros((beyond + 1, *shape[1:]))
+        return gradient.index_copy_(0, torch.where(rows < 0, beyond, rows), values)[:beyond]
+    return torch.sparse_coo_tensor(rows[None], values, tuple(shape), check_invariants=False)
 
 
 class _SelectRow(torch.autograd.Function):
@@ -80,9 +93,34 @@ def bank_gradients(
         # While a graph is traced, how many rows there will be is not known: perhaps none.
         return isinstance(row.shape[0], torch.SymInt) or row.shape[0] > 0
 
+    if values:
+        rows = _beside(rows, values[0].device)
     return [
         bank_gradient(row, value, bank.shape, dense_grad)
         if need and (dense_grad or was_read(row))
         else None
         for need, row, value, bank in zip(needed, rows, values, banks, strict=True)
+    ]
+
+
+def _beside(rows: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Rows that the host chose, where the values lie: one copy for all of them, not awaited."""
+    if device.type == "cpu" or torch.compiler.is_compiling():
+        return rows
+    sizes = [own.shape[0] for own in rows]
+    moved: Sequence[Tensor] = torch.cat(list(rows)).to(device, non_blocking=True).split(sizes)
+    return moved
+
+
+def slot_gradients(
+    rows: Tensor,
+    values: Sequence[Tensor],
+    banks: Sequence[Tensor],
+    needed: Sequence[bool],
+    dense_grad: bool,
+) -> list[Tensor | None]:
+    """`slot_gradient` of each bank that needs one, from all their `rows` [banks, A]."""
+    return [
+        slot_gradient(own, value, bank.shape, dense_grad) if need else None
+        for need, own, value, bank in zip(needed, rows.unbind(), values, banks, strict=True)
     ]

@@ -166,6 +166,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     input, weight, statistics, scale, shift, *ctx.options = inputs
     ctx.save_for_backward(input, weight, statistics, scale, shift)
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # zeros for the statistics would be a launch each
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:

@@ -14,14 +14,16 @@ from cwkernels.ops._bottleneck_plan import (
     bank_shapes,
     chain_of,
     has_residual,
+    most_kept,
     statistics_slice,
     statistics_width,
 )
-from cwkernels.ops._compact import bank_gradients, first_order_only, select_row
+from cwkernels.ops._compact import bank_gradients, first_order_only, select_row, slot_gradients
 from cwkernels.ops._images import batches_of, channels_last, images_of
 from cwkernels.ops._library import register_fake
 from cwkernels.ops._norm import Norm, check_batch, reference_normalize
 from cwkernels.ops.backend import current_backend
+from cwkernels.ops.precision import tf32_allowed
 
 __all__ = ["inverted_bottleneck", "reference", "statistics_slice"]
 
@@ -56,6 +58,12 @@ def inverted_bottleneck(
     Args:
         input: [N, C, H, W], shared by all architectures, or [A, N, C, H, W].
         selection: int64 [2] or [A, 2] on the CPU: the operation's code and the row of its banks.
+            Or int32, the same on the device of the images, which the kernels read there and the
+            host never (CUDA; not the CPU's kernels): every launch happens, of the largest size, so
+            that a captured CUDA graph serves all choices. Gradients then have A slots for each
+            bank, slot a with the row of architecture a, or with row -1 and values that mean nothing
+            where it does not read the bank or one before it reads the same row. A code or row out
+            of range is no error but an identity without weights, zeros in a strided layer.
         weights: banks [S, ...]: expand [S, E, C, 1, 1], depthwise [S, E, 1, R, R], project
             [S, K, E, 1, 1] of code 1, the same of code 2 and, in a strided layer, the identity's
             projection [S, K, C, 1, 1].
@@ -75,7 +83,7 @@ def inverted_bottleneck(
 
     Raises:
         ValueError: if shapes or dtypes do not fit together, for another stride, or if a code or row
-            is out of range.
+            of an int64 selection is out of range.
     """
     # In training running statistics are not read, and may be none.
     running_groups = () if training and not running_mean else (running_mean, running_var)
@@ -89,8 +97,8 @@ def inverted_bottleneck(
     if current_backend() == "reference":
         output, statistics = reference(images, choices, groups, stride, training, eps, dense_grad)
     else:
-        # A graph cannot read what the kernels then check.
-        if not torch.compiler.is_compiling():
+        # A graph cannot read what the kernels then check, and the host nothing on the device.
+        if choices.dtype == torch.int64 and not torch.compiler.is_compiling():
             _choices(choices, weights)
         output, statistics = _inverted_bottleneck(
             images,
@@ -100,6 +108,7 @@ def inverted_bottleneck(
             training,
             eps,
             recompute,
+            tf32_allowed(),
             dense_grad,
             torch.is_grad_enabled(),
         )[:2]
@@ -121,8 +130,10 @@ def _check(
     def fail(argument: str, wanted: str, got: object) -> ValueError:
         return ValueError(f"inverted_bottleneck: {argument}: wanted {wanted}, got {got}")
 
-    if selection.dtype != torch.int64 or selection.dim() > 2 or selection.shape[-1:] != (2,):
-        raise fail("selection", "int64 [2] or [A, 2]", f"{selection.dtype} {list(selection.shape)}")
+    known = selection.dtype in (torch.int64, torch.int32)
+    if not known or selection.dim() > 2 or selection.shape[-1:] != (2,):
+        wanted = "int64 or int32 [2] or [A, 2]"
+        raise fail("selection", wanted, f"{selection.dtype} {list(selection.shape)}")
     if selection.shape[0] == 0:
         raise fail("selection", "at least one architecture", list(selection.shape))
     several = selection.dim() == 2
@@ -227,12 +238,18 @@ def _(
     training: bool,
     eps: float,
     recompute: bool,
+    tf32: bool,
     dense_grad: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     a = selection.shape[0]
     statistics = images.new_empty((a, 2, statistics_width(weights)))
-    kept = images.new_empty(torch.library.get_ctx().new_dynamic_size(min=0) if keep else 0)
+    size: int | torch.SymInt = 0
+    if keep and selection.dtype == torch.int32:
+        size = a * most_kept(images.shape, weights, stride, recompute)
+    elif keep:
+        size = torch.library.get_ctx().new_dynamic_size(min=0)
+    kept = images.new_empty(size)
     return _output_like(images, a, weights, stride), statistics, kept
 
 
@@ -252,10 +269,20 @@ def _(
     training: bool,
     eps: float,
     recompute: bool,
+    tf32: bool,
     need_weights: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    context = torch.library.get_ctx()
     banks = [*weights, *scales, *shifts]
+    if selection.dtype == torch.int32:
+        a = selection.shape[0]
+        slots = [0 if bank.dim() > 2 and not need_weights else a for bank in banks]
+        rows = [selection.new_empty((len(weights), a), dtype=torch.int64)]
+        values = [
+            bank.new_empty((count, *bank.shape[1:]))
+            for count, bank in zip(slots, banks, strict=True)
+        ]
+        return channels_last(images, images.shape[0]), rows, values
+    context = torch.library.get_ctx()
     counts = [context.new_dynamic_size(min=0) for _ in banks]
     rows = [selection.new_empty(count) for count in counts]
     values = [
@@ -266,8 +293,8 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     images, selection, *groups = inputs[:7]
-    stride, training, eps, recompute, ctx.dense_grad, _ = inputs[7:]
-    ctx.options = (stride, training, eps, recompute)
+    *options, ctx.dense_grad, _ = inputs[7:]
+    ctx.options = tuple(options)
     _, statistics, kept = output
     ctx.length = len(groups[0])
     banks = [bank for group in groups for bank in group]
@@ -284,17 +311,19 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     none = [None] * len(groups[3])
     if grad is None:
         nothing = [None] * ctx.length
-        return None, None, nothing, nothing, nothing, none, none, *[None] * 6
+        return None, None, nothing, nothing, nothing, none, none, *[None] * 7
     grad_images, rows, values = torch.ops.cwkernels.inverted_bottleneck_backward(
         grad, images, selection, *groups, statistics, kept, *ctx.options, any(needed[2])
     )
     grads = []
     for i in range(3):
         own = slice(i * ctx.length, (i + 1) * ctx.length)
+        banks = (values[own], groups[i], needed[2 + i], ctx.dense_grad)
+        on_device = selection.dtype == torch.int32
         grads.append(
-            bank_gradients(rows[own], values[own], groups[i], needed[2 + i], ctx.dense_grad)
+            slot_gradients(rows[0], *banks) if on_device else bank_gradients(rows[own], *banks)
         )
-    return grad_images, None, *grads, none, none, None, None, None, None, None, None
+    return grad_images, None, *grads, none, none, *[None] * 7
 
 
 _inverted_bottleneck = Differentiable("inverted_bottleneck", _backward, _setup_context)

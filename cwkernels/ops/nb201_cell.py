@@ -11,21 +11,31 @@ from cwkernels.ops._autograd import Differentiable
 from cwkernels.ops._cell_plan import (
     AVG_POOL_3X3,
     CONVOLUTIONS,
-    NUM_CODES,
     Edge,
+    choices_of,
     edges_of,
+    rows_of,
 )
-from cwkernels.ops._compact import bank_gradients, first_order_only, select_row
+from cwkernels.ops._compact import (
+    bank_gradients,
+    first_order_only,
+    select_row,
+    slot_gradients,
+)
 from cwkernels.ops._images import batches_of, channels_last, images_of
 from cwkernels.ops._library import register_fake
 from cwkernels.ops._norm import Norm, check_batch, reference_normalize
 from cwkernels.ops.backend import current_backend
+from cwkernels.ops.nb201_plan import NB201Plan, nb201_plan
 from cwkernels.ops.precision import winograd_allowed
+
+_PLANNED_KEPT = 8
+"""Image stacks that the kernels keep for each architecture whose choice lies on the device."""
 
 
 def nb201_cell(
     input: Tensor,
-    selection: Tensor,
+    selection: Tensor | NB201Plan,
     weights: Sequence[Tensor],
     running_mean: Sequence[Tensor],
     running_var: Sequence[Tensor],
@@ -46,7 +56,9 @@ def nb201_cell(
     Args:
         input: [N, C, H, W], shared by all architectures, or [A, N, C, H, W].
         selection: int64 [6, 2] or [A, 6, 2] on the CPU: the operation code of each edge and the row
-            to read in its banks.
+            to read in its banks. Or int32 on the images' device, a GPU, or an `nb201_plan` of it
+            for several cells: then nothing of the choice is read on the host, and what depends on
+            it has its largest size. An edge with a code or a row out of range runs nothing.
         weights: the banks, [S, C, C, R, R] each, edge by edge: 1x1, 3x3 and, in networks with a
             skip projection, a 1x1 that a skip multiplies by.
         running_mean, running_var: [S, C] each, edge by edge: 1x1, 3x3; read in evaluation, and may
@@ -54,7 +66,9 @@ def nb201_cell(
         training: normalise by batch statistics (each architecture's own), else by running ones.
         count_include_pad: whether the average pool divides by 9 at the border too.
         eps: added to the variance.
-        dense_grad: ordinary gradients of the banks instead of compact ones (`gather_conv`).
+        dense_grad: ordinary gradients of the banks instead of compact ones (`gather_conv`). With
+            the choice on the device a compact gradient has a slot for each architecture, and
+            indices of -1 for those that hold nothing.
 
     Returns:
         The output, of the input's shape with A in front if the selection has it, channels-last; the
@@ -63,9 +77,13 @@ def nb201_cell(
         evaluation nothing is measured: both are zero.
 
     Raises:
-        ValueError: if shapes or dtypes do not fit together, or a code or row is out of range.
+        ValueError: if shapes or dtypes do not fit together, or a code or row on the CPU is out of
+            range.
+        RuntimeError: for an int32 selection and images on the CPU.
     """
-    images, choices = _check(input, selection, weights, running_mean, running_var, training)
+    plan = selection if isinstance(selection, NB201Plan) else None
+    chosen = selection.selection if isinstance(selection, NB201Plan) else selection
+    images, choices = _check(input, chosen, weights, running_mean, running_var, training)
     if training:
         check_batch("nb201_cell", input.shape)
     # In training they are not read: fewer tensors to pass, and free to be updated before backward.
@@ -76,9 +94,11 @@ def nb201_cell(
     if current_backend() == "reference":
         results = reference(images, choices, *groups, *options, dense_grad)
     else:
-        # A graph cannot read what the kernels then check.
-        if not torch.compiler.is_compiling():
-            _choices(choices, weights)
+        if chosen.dtype == torch.int32:
+            choices = _table(plan, choices, weights)
+        elif not torch.compiler.is_compiling():
+            # A graph cannot read what the kernels then check.
+            choices_of(choices, weights)
         results = _nb201_cell(
             images,
             choices,
@@ -89,7 +109,7 @@ def nb201_cell(
             torch.is_grad_enabled(),
         )[:3]
     output, statistics, output_statistics = results
-    if selection.dim() == 2:
+    if chosen.dim() == 2:
         # Not output[0], whose backward pass would write zeros first.
         return output.squeeze(0), statistics.squeeze(0), output_statistics.squeeze(0)
     return output, statistics, output_statistics
@@ -108,9 +128,10 @@ def _check(
     def fail(argument: str, wanted: str, got: object) -> ValueError:
         return ValueError(f"nb201_cell: {argument}: wanted {wanted}, got {got}")
 
-    if selection.dtype != torch.int64 or selection.shape[-2:] != (6, 2) or selection.dim() > 3:
+    integers = selection.dtype in (torch.int64, torch.int32)
+    if not integers or selection.shape[-2:] != (6, 2) or selection.dim() > 3:
         got = f"{selection.dtype} {list(selection.shape)}"
-        raise fail("selection", "int64 [6, 2] or [A, 6, 2]", got)
+        raise fail("selection", "int64 or int32 [6, 2] or [A, 6, 2]", got)
     if selection.shape[0] == 0:
         raise fail("selection", "at least one architecture", list(selection.shape))
     several = selection.dim() == 3
@@ -126,7 +147,7 @@ def _check(
         raise fail("weights, running_mean, running_var", "12 (or 18), 12, 12 tensors", got)
     channels = input.shape[-3]
     per_edge = len(weights) // 6
-    rows = [weights[edge * per_edge].shape[0] for edge in range(6)]
+    rows = rows_of(weights)
     for i, weight in enumerate(weights):
         size = (1, 3, 1)[i % per_edge]
         shape = (rows[i // per_edge], channels, channels, size, size)
@@ -142,17 +163,18 @@ def _check(
     return batches_of(input), selection.reshape(-1, 6, 2)
 
 
-def _choices(selection: Tensor, weights: Sequence[Tensor]) -> list[list[list[int]]]:
-    """Codes and rows as integers, checked where they are read: a graph cannot read them."""
-    choices: list[list[list[int]]] = selection.tolist()
-    for one in choices:
-        for edge, (code, row) in enumerate(one):
-            rows = weights[edge * len(weights) // 6].shape[0]
-            for name, value, end in (("code", code, NUM_CODES), ("row", row, rows)):
-                if not 0 <= value < end:
-                    wanted = f"a {name} in [0, {end})"
-                    raise ValueError(f"nb201_cell: selection[{edge}]: wanted {wanted}, got {value}")
-    return choices
+def _table(plan: NB201Plan | None, selection: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """What the kernels read of a choice on the device, [A, 87]."""
+    rows, per_edge = rows_of(weights), len(weights) // 6
+    if plan is None or plan.table is None:
+        plan = nb201_plan(selection, rows, per_edge)
+    fits = all(own <= there for own, there in zip(plan.rows, rows, strict=True))
+    if plan.per_edge != per_edge or not fits:
+        wanted = f"a plan for {per_edge} banks an edge of {rows} rows"
+        got = f"one for {plan.per_edge} of {list(plan.rows)}"
+        raise ValueError(f"nb201_cell: selection: wanted {wanted}, got {got}")
+    assert plan.table is not None
+    return plan.table
 
 
 def reference(
@@ -170,7 +192,7 @@ def reference(
     outputs, all_statistics = [], []
     running = _running_of(running_mean, running_var)
     per_edge = len(weights) // 6
-    for a, choices in enumerate(_choices(selection, weights)):
+    for a, choices in enumerate(choices_of(selection, weights)):
         nodes: dict[int, Tensor] = {0: images_of(images, a)}
         statistics = images.new_zeros((6, 2, images.shape[2]))
         for edge in edges_of(choices):
@@ -221,7 +243,11 @@ def _(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     a, c = selection.shape[0], images.shape[2]
-    rows = torch.library.get_ctx().new_dynamic_size(min=0) if keep else 0
+    rows: int | torch.SymInt = 0
+    if keep and selection.dtype == torch.int32:
+        rows = a * _PLANNED_KEPT
+    elif keep:
+        rows = torch.library.get_ctx().new_dynamic_size(min=0)
     return (
         channels_last(images, a),
         images.new_empty((a, 6, 2, c)),
@@ -247,6 +273,11 @@ def _(
     need_weights: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     context = torch.library.get_ctx()
+    if selection.dtype == torch.int32:
+        a = selection.shape[0] if need_weights else 0
+        slots = [images.new_empty((len(weights), a), dtype=torch.int64)]
+        own = [weight.new_empty((a, *weight.shape[1:])) for weight in weights]
+        return channels_last(images, images.shape[0]), slots, own
     counts = [context.new_dynamic_size(min=0) for _ in weights]
     rows = [selection.new_empty(count) for count in counts]
     values = [
@@ -292,7 +323,10 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         *ctx.options,
         any(needed),
     )
-    grad_weights = bank_gradients(rows, values, weights, needed, ctx.dense_grad)
+    if selection.dtype == torch.int32:
+        grad_weights = slot_gradients(rows[0], values, weights, needed, ctx.dense_grad)
+    else:
+        grad_weights = bank_gradients(rows, values, weights, needed, ctx.dense_grad)
     return grad_images, None, grad_weights, none, none, *[None] * 6
 
 

@@ -49,3 +49,8 @@ def current_float32_conv_precision() -> Precision:
 def winograd_allowed() -> bool:
     """The argument `winograd` of an operation that is called now."""
     return current_float32_conv_precision() == "high"
+
+
+def tf32_allowed() -> bool:
+    """The argument `tf32` of an operation that is called now."""
+    return current_float32_conv_precision() == "high"

@@ -13,6 +13,8 @@ WHOLE = torch.zeros(1, dtype=torch.int64, device="cpu")
 """The rows of a parameter that has no rows: all of it is row 0."""
 
 _DTYPES = (torch.float32, torch.float64)
+_WHOLE_SLOT = torch.zeros((), dtype=torch.int64, device="cpu")
+"""How `sgd_slots` is told of a parameter that is moved whole."""
 _HAS_CUDA_KERNEL = torch._C._dispatch_has_kernel_for_dispatch_key("cwkernels::sgd", "CUDA")
 
 
@@ -22,7 +24,7 @@ def sgd(
     grads: Sequence[Tensor],
     rows: Sequence[Tensor],
     *,
-    lr: float,
+    lr: float | Tensor,
     momentum: float,
     weight_decay: float,
 ) -> None:
@@ -45,8 +47,11 @@ def sgd(
             summed, in order; a row without any has a gradient of zero. Of the weight's own shape
             for a tensor that is moved whole.
         rows: int64 [U] (or [1, U], as the indices of a sparse tensor lie) each, in any order; [0]
-            for a tensor that is moved whole. Those on a GPU are copied to the CPU, which waits.
-        lr, momentum, weight_decay: as torch.optim.SGD's.
+            for a tensor that is moved whole. Those on a GPU are not read on the host: one that does
+            not exist, as -1, moves nothing.
+        lr: a number, or one float64 on the device of the weights, which kernels of a GPU read there
+            (and then all rows, too): a CUDA graph takes it as it is when the graph runs.
+        momentum, weight_decay: as torch.optim.SGD's.
 
     Raises:
         RuntimeError: if lengths, shapes or dtypes do not fit together, or a row is out of range.
@@ -59,13 +64,43 @@ def sgd(
         if current_backend() == "reference" or not _has_kernel(lists[0]):
             reference(*lists, lr, momentum, weight_decay)
             return
-        # The host decides what moves. The rows of a gradient on a GPU lie there.
-        on_host = [own if own.is_cpu else own.cpu() for own in lists[3]]
-        torch.ops.cwkernels.sgd.default(*lists[:3], on_host, lr, momentum, weight_decay)
+        if _by_pointer(lists[0], lists[3], lr):
+            _move_slots(*lists, lr, momentum, weight_decay)
+        else:
+            torch.ops.cwkernels.sgd.default(*lists, float(lr), momentum, weight_decay)
     if not torch.compiler.is_compiling():
         # A graph that saved them for backward must not run.
         torch.autograd.graph.increment_version(lists[0])
         torch.autograd.graph.increment_version(lists[1])
+
+
+def _by_pointer(weights: list[Tensor], rows: list[Tensor], lr: float | Tensor) -> bool:
+    """Whether kernels read rows and learning rate where they lie."""
+    if weights[0].is_cpu and not isinstance(lr, Tensor):
+        return False
+    key = "CPU" if weights[0].is_cpu else "CUDA"  # on the CPU only the emulator has a kernel
+    return torch._C._dispatch_has_kernel_for_dispatch_key("cwkernels::sgd_slots", key) and (
+        isinstance(lr, Tensor) or not all(own.is_cpu for own in rows)
+    )
+
+
+def _move_slots(
+    weights: list[Tensor],
+    momentum_buffers: list[Tensor],
+    grads: list[Tensor],
+    rows: list[Tensor],
+    lr: float | Tensor,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    slots = [
+        _WHOLE_SLOT if own is WHOLE else own.to(weight.device, non_blocking=True)
+        for own, weight in zip(rows, weights, strict=True)
+    ]
+    number, on_device = (0.0, lr) if isinstance(lr, Tensor) else (lr, None)
+    torch.ops.cwkernels.sgd_slots.default(
+        weights, momentum_buffers, grads, slots, number, on_device, momentum, weight_decay
+    )
 
 
 def _has_kernel(weights: list[Tensor]) -> bool:
@@ -89,7 +124,7 @@ def reference(
     momentum_buffers: list[Tensor],
     grads: list[Tensor],
     rows: list[Tensor],
-    lr: float,
+    lr: float | Tensor,
     momentum: float,
     weight_decay: float,
 ) -> None:
@@ -97,23 +132,27 @@ def reference(
     turns: list[list[_Update]] = []
     for i, buffer in enumerate(momentum_buffers):
         shared = buffer.shape != weights[i].shape
-        for place, update in enumerate(_updates(i, weights[i], buffer, grads[i], rows[i])):
+        exist = not isinstance(lr, Tensor) and rows[i].is_cpu
+        for place, update in enumerate(_updates(i, weights[i], buffer, grads[i], rows[i], exist)):
             turn = place if shared else 0
             turns += [[] for _ in range(turn + 1 - len(turns))]
             turns[turn].append(update)
     for updates in turns:
-        _move(updates, lr, momentum, weight_decay)
+        _move(updates, float(lr), momentum, weight_decay)
 
 
 def _updates(
-    number: int, weight: Tensor, buffer: Tensor, grad: Tensor, rows: Tensor
+    number: int, weight: Tensor, buffer: Tensor, grad: Tensor, rows: Tensor, exist: bool
 ) -> Iterator[_Update]:
-    if rows.numel() == 1 and grad.shape == weight.shape:
+    """`exist`: rows that do not are refused, not passed over."""
+    if (rows is WHOLE or exist) and rows.numel() == 1 and grad.shape == weight.shape:
         yield _Update(weight, buffer, grad)
         return
     places: dict[int, list[int]] = {}
     for place, row in enumerate(rows.flatten().tolist()):
         if not 0 <= row < weight.shape[0]:
+            if not exist:
+                continue
             wanted = f"rows in [0, {weight.shape[0]})"
             raise RuntimeError(f"sgd: rows[{number}]: wanted {wanted}, got {row}")
         places.setdefault(row, []).append(place)
@@ -141,6 +180,20 @@ def _(
     grads: list[Tensor],
     rows: list[Tensor],
     lr: float,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    return None
+
+
+@register_fake("sgd_slots")
+def _(
+    weights: list[Tensor],
+    momentum_buffers: list[Tensor],
+    grads: list[Tensor],
+    rows: list[Tensor],
+    lr: float,
+    lr_on_device: Tensor | None,
     momentum: float,
     weight_decay: float,
 ) -> None:

@@ -35,7 +35,9 @@ def update_statistics(
         running_mean, running_var: for each of L batch norms [S, C], written.
         num_batches_tracked: int64 [S] each, written.
         statistics: [A, 2, C] each, mean and biased variance.
-        rows: int64 [L, A]; -1 for an architecture that did not run this batch norm.
+        rows: int64 [L, A] on the CPU; -1 for an architecture that did not run this batch norm. Or
+            int32 on the device of what is written, for its kernels: it is not read on the host, and
+            rows that do not exist count as -1.
         counts: n, the values a channel that each batch norm's statistics were taken over.
         momentum: weight of the new batch; None for the exact average of all batches.
 
@@ -93,7 +95,7 @@ def _check(
     ):
         if len(values) != length:
             raise _fail(name, f"{length} entries, as many as running_mean", len(values))
-    if rows.dtype != torch.int64 or rows.dim() != 2 or rows.shape[0] != length:
+    if rows.dtype not in (torch.int64, torch.int32) or rows.dim() != 2 or rows.shape[0] != length:
         raise _fail("rows", f"int64 [{length}, A]", f"{rows.dtype} {list(rows.shape)}")
     for i, mean in enumerate(running_mean):
         if mean.dim() != 2:
@@ -113,6 +115,11 @@ def _check(
 def _checked_rows(rows: Tensor, running_mean: Sequence[Tensor]) -> list[list[int]]:
     """The rows as integers, checked where they are read: a graph cannot read them."""
     values: list[list[int]] = rows.tolist()
+    if rows.dtype == torch.int32:  # as the kernels read them
+        return [
+            [row if row < mean.shape[0] else -1 for row in row_of]
+            for row_of, mean in zip(values, running_mean, strict=True)
+        ]
     for i, (row_of, mean) in enumerate(zip(values, running_mean, strict=True)):
         if row_of and not -1 <= min(row_of) <= max(row_of) < mean.shape[0]:
             raise _fail(f"rows[{i}]", f"rows in [-1, {mean.shape[0]})", row_of)

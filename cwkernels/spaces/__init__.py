@@ -4,8 +4,9 @@
 modules hold is imported from there: ``from cwkernels.spaces.macro import LAYERS, parameters``.
 """
 
+from cwkernels.spaces.catalogue import named
 from cwkernels.spaces.macro import Macro, macro
 from cwkernels.spaces.nb201 import NB201, nb201
 from cwkernels.spaces.space import Candidate, Decision, Space
 
-__all__ = ["NB201", "Candidate", "Decision", "Macro", "Space", "macro", "nb201"]
+__all__ = ["NB201", "Candidate", "Decision", "Macro", "Space", "macro", "named", "nb201"]

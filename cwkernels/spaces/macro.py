@@ -23,8 +23,8 @@ IDENTITY, K3_E3, K5_E6 = range(3)
 
 CANDIDATES = (
     Candidate("identity", weighted=False, code=IDENTITY),
-    Candidate("k3_e3", weighted=True, code=K3_E3),
-    Candidate("k5_e6", weighted=True, code=K5_E6),
+    Candidate("k3_e3", weighted=True, code=K3_E3, kernel_area=1 + 9 + 1),
+    Candidate("k5_e6", weighted=True, code=K5_E6, kernel_area=1 + 25 + 1),
 )
 
 

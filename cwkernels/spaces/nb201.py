@@ -29,8 +29,8 @@ NONE, SKIP_CONNECT, NOR_CONV_1X1, NOR_CONV_3X3, AVG_POOL_3X3 = range(5)
 CANDIDATES = (
     Candidate("none", weighted=False, code=NONE),
     Candidate("skip_connect", weighted=False, code=SKIP_CONNECT),
-    Candidate("nor_conv_1x1", weighted=True, code=NOR_CONV_1X1),
-    Candidate("nor_conv_3x3", weighted=True, code=NOR_CONV_3X3),
+    Candidate("nor_conv_1x1", weighted=True, code=NOR_CONV_1X1, kernel_area=1),
+    Candidate("nor_conv_3x3", weighted=True, code=NOR_CONV_3X3, kernel_area=9),
     Candidate("avg_pool_3x3", weighted=False, code=AVG_POOL_3X3),
 )
 
@@ -79,6 +79,28 @@ class NB201(Space):
     def live(self, arch: Tensor) -> Tensor:
         """Where the choice is a convolution that is not dead, bool ``[..., 6]``; see ``live``."""
         return live(self._codes(check_architecture(self, arch, "space.live")))
+
+    def unique_string(self, arch: Tensor) -> str:
+        """What one architecture ``[6]`` computes, the same for isomorphic ones.
+
+        It is the one by which the benchmark counts 6466 different cells: a node is the sorted sum
+        of its edges, Skip is its source, an edge that carries nothing is ``#``. A sum keeps its
+        zeros, so some cells that compute the same still have different strings.
+        """
+        codes = self._codes(check_one_architecture(self, arch, "space.unique_string")).tolist()
+        nodes = ["0"]
+        for node in (1, 2, 3):
+            terms = []
+            for code, (source, target) in zip(codes, EDGES, strict=True):
+                if target != node:
+                    continue
+                if code == NONE or nodes[source] == "#":
+                    terms.append("#")
+                else:
+                    own = nodes[source]
+                    terms.append(own if code == SKIP_CONNECT else f"({own})@{code}")
+            nodes.append("+".join(sorted(terms)))
+        return nodes[3]
 
 
 def nb201(subset: str = "full") -> NB201:

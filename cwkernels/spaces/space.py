@@ -20,12 +20,14 @@ class Candidate:
     """One operation that a decision can choose.
 
     ``weighted`` says whether it owns weight sets that the space counts; ``code`` is the operation's
-    code, the same in every space of a benchmark.
+    code, the same in every space of a benchmark; ``kernel_area`` sums height times width of its
+    convolutions' kernels.
     """
 
     name: str
     weighted: bool
     code: int
+    kernel_area: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,11 @@ class Space(ABC):
     def codes(self, arch: Tensor) -> Tensor:
         """The operation codes of the choices, int64 of the same shape."""
         return self._codes(check_architecture(self, arch, "space.codes"))
+
+    def kernel_area(self, arch: Tensor) -> Tensor:
+        """The kernel area of each choice, int64 ``[..., D]``: 9 for a 3x3, 1 for a 1x1."""
+        arch = check_architecture(self, arch, "space.kernel_area")
+        return self._look_up(arch, lambda candidate: candidate.kernel_area)
 
     def combinations(self, d: int) -> int:
         """The number of combinations of choices that decision ``d``'s predecessors can make."""

@@ -16,8 +16,8 @@ from bench.experiment import NetworkResult, training_seconds
 from bench.harness import Samples
 from bench.memory import MemoryUse
 from bench.options import NETWORKS, make_parser, parse
-from bench.paper import TABLE_1
 from bench.record import SCHEMA
+from cwkernels.report.paper import TABLE_1
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = {

@@ -9,7 +9,9 @@ _POINTWISE = "csrc/parts/bottleneck_pointwise.cuh"
 _DEPTHWISE = "csrc/parts/bottleneck_depthwise.cuh"
 _WEIGHTS = "csrc/parts/bottleneck_weights.cuh"
 _GENERAL = "csrc/parts/bottleneck_general_backward.cuh"
+_LAUNCHES = "csrc/ops/inverted_bottleneck.cuh"
 _TEST = "tests/ops/test_inverted_bottleneck.py"
+_ON_DEVICE = "tests/ops/test_inverted_bottleneck_on_device.py"
 _MATRIX = (_TEST, "-k", "emulated and one_architecture and multiples_of_16")
 _SEVERAL = (_TEST, "-k", "emulated and several_architectures and multiples_of_16-")
 _IN_ORDER = (_TEST, "-k", "emulated and summed_in_order")
@@ -46,8 +48,8 @@ MUTANTS = (
     Mutant(
         "the residual's gradient left out",
         _POINTWISE,
-        "const bool through = choice.residual() ||",
-        "const bool through = (choice.residual() && !MUTANT) ||",
+        "const bool through = choice.passes_input();",
+        "const bool through = choice.passes_input() && !MUTANT;",
         _MATRIX,
     ),
     Mutant(
@@ -95,8 +97,10 @@ MUTANTS = (
     Mutant(
         "a tile loaded over one that is still read",
         _DEPTHWISE,
-        "  each_depthwise_tile(choice, 1, t, [&](const DepthwisePlace& at) {\n    sync_block();",
-        "  each_depthwise_tile(choice, 1, t, [&](const DepthwisePlace& at) {\n"
+        "  Moments<float> all = Moments<float>::nothing();\n"
+        "  each_depthwise_tile(share, t, [&](const DepthwisePlace& at) {\n    sync_block();",
+        "  Moments<float> all = Moments<float>::nothing();\n"
+        "  each_depthwise_tile(share, t, [&](const DepthwisePlace& at) {\n"
         "    if (!MUTANT) sync_block();",
         (_TEST, "-k", "emulated and multiples_of_16"),
     ),
@@ -109,16 +113,65 @@ MUTANTS = (
     ),
     Mutant(
         "repeated rows by code only",
-        _GENERAL,
-        "launch.picks[of].row == launch.picks[earlier].row;",
-        "(MUTANT || launch.picks[of].row == launch.picks[earlier].row);",
+        _CHOICE,
+        "code == other.code && row == other.row;",
+        "code == other.code && (MUTANT || row == other.row);",
         _IN_ORDER,
     ),
     Mutant(
         "the first of one row counted again for each",
         _GENERAL,
         "sum = add ? sum + total(a) : total(a);",
-        "sum = add ? sum + total(MUTANT ? first : a) : total(a);",
+        "sum = add ? sum + total(MUTANT ? slot.first : a) : total(a);",
         _IN_ORDER,
+    ),
+    Mutant(
+        "on the device: a later group runs the first one's choices",
+        _CHOICE,
+        "const int64_t index = launch.first + architecture;",
+        "const int64_t index = (MUTANT ? 0 : launch.first) + architecture;",
+        (_ON_DEVICE, "-k", "emulated and groups_of_architectures and 16"),
+    ),
+    Mutant(
+        "on the device: what does not exist reads the first row",
+        _CHOICE,
+        "return {exists ? row : -1,",
+        "return {exists ? row : MUTANT - 1,",
+        (_ON_DEVICE, "-k", "emulated and does_not_exist and strided"),
+    ),
+    Mutant(
+        "on the device: all that is kept in one place",
+        _CHOICE,
+        "index * launch.most_kept",
+        "(MUTANT ? 0 : index) * launch.most_kept",
+        (_ON_DEVICE, "-k", "emulated and equals_by_value and residual-six"),
+    ),
+    Mutant(
+        "on the device: grids of the smaller bottleneck",
+        _LAUNCHES,
+        "known ? group_.picks[i].code : i",
+        "known ? group_.picks[i].code : MUTANT ? 1 : i",
+        (_ON_DEVICE, "-k", "emulated and equals_by_value and multiples_of_16_strided-six"),
+    ),
+    Mutant(
+        "on the device: no launch for what nothing gives",
+        _LAUNCHES,
+        "group_.measure || group_.call.chosen;",
+        "group_.measure || (group_.call.chosen && !MUTANT);",
+        (_ON_DEVICE, "-k", "emulated and does_not_exist and strided-False"),
+    ),
+    Mutant(
+        "on the device: a row in the slots of two architectures",
+        _GENERAL,
+        "live && reads ? choice.row",
+        "(live || MUTANT) && reads ? choice.row",
+        (_ON_DEVICE, "-k", "emulated and slots_of_no_row"),
+    ),
+    Mutant(
+        "on the device: a row that an earlier group read begins anew",
+        _GENERAL,
+        "      again = true;",
+        "      again = !MUTANT;",
+        (_ON_DEVICE, "-k", "emulated and groups_of_architectures and 6-"),
     ),
 )

@@ -8,7 +8,10 @@ _FORWARD = "csrc/ops/nb201_cell.cuh"
 _BACKWARD = "csrc/ops/nb201_cell_backward.cuh"
 _WEIGHTS = "csrc/parts/cell_weight.cuh"
 _GENERAL = "csrc/ops/nb201_cell_general.cuh"
+_PLAN = "csrc/ops/nb201_plan.cuh"
+_JOBS = "csrc/parts/cell_jobs.cuh"
 _TEST = "tests/ops/test_nb201_cell.py"
+_ON_DEVICE = "tests/ops/test_nb201_cell_on_device.py"
 _EVERY = (_TEST, "-k", "emulated and every_kind and training")
 _SCHEDULES = ("tests/ops/test_nb201_cell_launches.py", "-k", "any_schedule")
 
@@ -65,8 +68,8 @@ MUTANTS = (
     Mutant(
         "the gradients of a row that several architectures read: the first one's alone",
         _WEIGHTS,
-        "if (l.jobs[j].leader != job.leader) continue;",
-        "if (l.jobs[j].leader != job.leader || (MUTANT && j != job.leader)) continue;",
+        "if (!(job.readers >> slot & 1)) continue;",
+        "if (!(job.readers >> slot & 1) || (MUTANT && slot != job.first)) continue;",
         (_TEST, "-k", "emulated and summed_in_order"),
     ),
     Mutant(
@@ -89,5 +92,40 @@ MUTANTS = (
         "for (int64_t c = 0; c < channels; ++c) {\n      const T own",
         "for (int64_t c = 0; c < channels - MUTANT; ++c) {\n      const T own",
         _EVERY,
+    ),
+    Mutant(
+        "a row out of range on the device is row 0",
+        _PLAN,
+        "plan.edges[e].code = valid ?",
+        "plan.edges[e].code = valid || (MUTANT && code > 0 && code < 5) ?",
+        (_ON_DEVICE, "-k", "emulated and out_of_range"),
+    ),
+    Mutant(
+        "architectures on the device share what they store",
+        _PLAN,
+        "(kept ? a : a % kCellMost)",
+        "(MUTANT ? 0 : kept ? a : a % kCellMost)",
+        (_ON_DEVICE, "-k", "emulated and equals_by_value and general"),
+    ),
+    Mutant(
+        "on the device the gradient of a row is that of its first reader's part",
+        _CELL,
+        "chosen ? slot * kCellEdges + e :",
+        "chosen ? (MUTANT ? 0 : slot) * kCellEdges + e :",
+        (_ON_DEVICE, "-k", "emulated and equals_by_value and tiles"),
+    ),
+    Mutant(
+        "a row that two slots of a gradient name",
+        _JOBS,
+        "own.bank == bank % l.p.banks_per_edge && !own.again;",
+        "own.bank == bank % l.p.banks_per_edge && (MUTANT || !own.again);",
+        (_ON_DEVICE, "-k", "emulated and a_slot_for_each"),
+    ),
+    Mutant(
+        "launches that the choice on the device makes empty are left out",
+        _FORWARD,
+        "bool works = l.chosen && (l.node < 3 || !is_fused(l.p));",
+        "bool works = l.chosen && !MUTANT && (l.node < 3 || !is_fused(l.p));",
+        (_ON_DEVICE, "-k", "launches_do_not_depend"),
     ),
 )

@@ -5,6 +5,7 @@ from mutant import Mutant
 _STATISTICS = "csrc/ops/update_statistics.cuh"
 _STATISTICS_TESTS = ("tests/ops/test_update_statistics.py", "-k", "emulated")
 _SGD = "csrc/ops/sgd.cuh"
+_MOMENTUM = "csrc/parts/momentum.cuh"
 _SGD_TESTS = ("tests/ops/test_sgd.py", "-k", "emulated")
 _BATCH = "csrc/ops/batch.cuh"
 _BATCH_TESTS = ("tests/ops/test_batch.py", "-k", "emulated")
@@ -13,8 +14,8 @@ MUTANTS = (
     Mutant(
         "biased running variance",
         _STATISTICS,
-        "factor, norm.unbias);",
-        "factor, MUTANT ? 1 : norm.unbias);",
+        "factor, unbias);",
+        "factor, MUTANT ? 1 : unbias);",
         _STATISTICS_TESTS,
     ),
     Mutant(
@@ -34,8 +35,8 @@ MUTANTS = (
     Mutant(
         "statistics of the first launch's architectures in the second",
         _STATISTICS,
-        "(target.statistics) + first * target.statistics_stride",
-        "(target.statistics) + (MUTANT ? 0 : first) * target.statistics_stride",
+        "(target.statistics) + architecture * target.statistics_stride",
+        "(target.statistics) + (MUTANT ? 0 : architecture) * target.statistics_stride",
         _STATISTICS_TESTS,
     ),
     Mutant(
@@ -61,9 +62,9 @@ MUTANTS = (
     ),
     Mutant(
         "weight decay without weight decay",
-        _SGD,
-        "if (decay != T(0))",
-        "if (decay != T(0) || MUTANT)",
+        _MOMENTUM,
+        "if (rates.weight_decay != T(0))",
+        "if (rates.weight_decay != T(0) || MUTANT)",
         _SGD_TESTS,
     ),
     Mutant(

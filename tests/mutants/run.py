@@ -17,6 +17,7 @@ from emulated import EMULATED
 from mutant import Mutant
 from native import NATIVE
 from python import PYTHON
+from ranking import RANKING
 
 ROOT = Path(__file__).parents[2]
 PARTS = (
@@ -151,7 +152,7 @@ def try_edited(target: Path, mutants: tuple[Mutant, ...]) -> int:
 KINDS: dict[str, tuple[tuple[Mutant, ...], Callable[[Path], None], Trial]] = {
     "native": (NATIVE, plant_native, try_planted),
     "emulated": (EMULATED, plant_emulated, try_planted),
-    "python": (PYTHON, lambda target: None, try_edited),
+    "python": ((*PYTHON, *RANKING), lambda target: None, try_edited),
 }
 
 

@@ -176,7 +176,7 @@ def test_what_a_copy_of_a_bank_would_cost_shows(name: str) -> None:
     weight = next(bank.weight for bank in net.banks().values() if bank.weight.shape[0] > 1)
     forward = net.forward
 
-    def copying(images: Tensor, arch: Tensor) -> Tensor:
+    def copying(images: Tensor, arch: Tensor | cw.networks.Selection) -> Tensor:
         copied = cw.ops.copy_rows(weight, torch.tensor([0]))
         return forward(images, arch) + 0 * copied.exp().sum()
 

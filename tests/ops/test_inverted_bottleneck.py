@@ -1,12 +1,16 @@
 """inverted_bottleneck against stock torch and torchvision: values and gradients."""
 
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from cwkernels import ops
+from cwkernels.ops.precision import Precision
 from cwkernels.testing import (
     Expected,
     Results,
@@ -18,6 +22,8 @@ from cwkernels.testing import (
     compact_rows,
     evaluate,
     expect,
+    on_device,
+    processor,
     small_integers,
 )
 from cwkernels.testing.cases.inverted_bottleneck import (
@@ -63,6 +69,20 @@ CODES = {"identity": IDENTITY, "k3_e3": K3_E3, "k5_e6": K5_E6}
 FIVE = torch.tensor([[K5_E6, 2], [K3_E3, 0], [IDENTITY, 2], [K5_E6, 0], [K5_E6, 2]])
 
 
+# By matrix units, several tiles and parts of them.
+WIDE = {
+    "training": Layer(32, 16, stride=2, images=3, height=16, width=15),
+    "recompute": Layer(16, 48, stride=2, images=2, height=17, width=16, recompute=True),
+    "evaluation": Layer(16, 16, images=2, height=15, width=17, training=False),
+}
+
+
+@pytest.fixture(autouse=True)
+def highest_precision() -> Iterator[None]:
+    with ops.float32_conv_precision("highest"):
+        yield
+
+
 def terms(layer: Layer, architectures: int) -> dict[str, int]:
     return {"": layer.images * layer.height * layer.width * architectures}
 
@@ -74,7 +94,7 @@ def test_one_architecture(layer: Layer, code: int, device: torch.device) -> None
     inputs, gradient = layer.inputs(), cotangents(layer, selection)
     expected = expect(stock(layer, selection), inputs, gradient)
     for function in (run(layer, selection), as_reference(run(layer, selection))):
-        results = evaluate(function, inputs, gradient)
+        results = evaluate(on_device(function, device), inputs, gradient)
         assert_as_close(results, expected, terms=terms(layer, 1))
 
 
@@ -87,9 +107,36 @@ def test_several_architectures(
     architectures = len(selection)
     inputs = layer.inputs(architectures=None if shared else architectures)
     gradient = cotangents(layer, selection)
-    results = evaluate(run(layer, selection), inputs, gradient)
+    results = evaluate(on_device(run(layer, selection), device), inputs, gradient)
     expected = expect(stock(layer, selection), inputs, gradient)
     assert_as_close(results, expected, terms=terms(layer, architectures))
+
+
+@pytest.mark.parametrize("layer", WIDE.values(), ids=WIDE)
+def test_both_precisions(layer: Layer, device: torch.device) -> None:
+    inputs, gradient = layer.inputs(), cotangents(layer, FIVE)
+    expected = expect(stock(layer, FIVE), inputs, gradient)
+    results = {}
+    for precision in get_args(Precision):
+        with ops.float32_conv_precision(precision):
+            results[precision] = evaluate(on_device(run(layer, FIVE), device), inputs, gradient)
+        assert_as_close(
+            results[precision],
+            expected,
+            terms=terms(layer, 5),
+            precision=precision,
+            # Two forward and as many back; the CPU computes both precisions alike.
+            convolutions=4,
+            # Two ReLUs; and sums over pixels cancel in part, as the batch norm behind takes out
+            # their mean, which is worth as many again.
+            flips=4 if processor() == "gpu" else 0,
+        )
+    for name in ("output", "gradient of input", "gradient of weights[0]", "gradient of weights[5]"):
+        high, highest = results["high"][name], results["highest"][name]
+        assert high is not None
+        assert highest is not None
+        same = torch.equal(high.to_dense(), highest.to_dense())
+        assert same == (processor() == "cpu"), name
 
 
 @pytest.mark.parametrize(
@@ -101,7 +148,7 @@ def test_float64(layer: Layer, training: bool, device: torch.device) -> None:
     inputs = cast(layer.inputs(), torch.float64)
     gradient = cast(cotangents(layer, FIVE), torch.float64)
     expected = evaluate(stock(layer, FIVE), inputs, gradient)
-    results = evaluate(run(layer, FIVE), inputs, gradient)
+    results = evaluate(on_device(run(layer, FIVE), device), inputs, gradient)
     assert_as_close(results, Expected(expected, expected), terms={"": 5 * 6 * 25 * 3 * 6 * 7})
 
 
@@ -112,7 +159,7 @@ def test_channels_as_in_the_networks(layer: Layer, mean: float, device: torch.de
     selection = torch.tensor([[K5_E6, 1], [K3_E3, 0]])
     inputs, gradient = layer.inputs(), cotangents(layer, selection)
     inputs["input"] = inputs["input"] + mean
-    results = evaluate(run(layer, selection), inputs, gradient)
+    results = evaluate(on_device(run(layer, selection), device), inputs, gradient)
     expected = expect(stock(layer, selection), inputs, gradient)
     assert_as_close(results, expected, terms={"": 6 * 32 * 25})
 
@@ -128,7 +175,7 @@ def test_small_integers_are_exact(stride: int, device: torch.device) -> None:
     layer = Exact(2, 2, stride=stride, training=False, eps=1.0, images=2, height=4, width=3)
     inputs = layer.inputs(small_integers)
     gradient = cotangents(layer, FIVE, small_integers)
-    results = evaluate(run(layer, FIVE), inputs, gradient)
+    results = evaluate(on_device(run(layer, FIVE), device), inputs, gradient)
     exact = evaluate(stock(layer, FIVE), cast(inputs, torch.float64), gradient)
     for name in ("output", *(name for name in exact if name.startswith("gradient"))):
         result, expected = results[name], exact[name]
@@ -210,7 +257,7 @@ def test_without_gradients(layer: Layer, code: int, training: bool, device: torc
     layer = replace(layer, training=training)
     selection = torch.tensor([[code, 2], [code, 0]])
     with torch.no_grad():
-        results = evaluate(run(layer, selection), layer.inputs(), {})
+        results = evaluate(on_device(run(layer, selection), device), layer.inputs(), {})
     expected = expect(stock(layer, selection), layer.inputs(), {})
     assert_as_close(results, expected, terms={"": 6 * layer.in_channels * 25})
 
@@ -218,8 +265,10 @@ def test_without_gradients(layer: Layer, code: int, training: bool, device: torc
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 def test_recompute_changes_no_bit(layer: Layer, device: torch.device) -> None:
     inputs, gradient = layer.inputs(), cotangents(layer, FIVE)
-    kept = evaluate(run(replace(layer, recompute=False), FIVE), inputs, gradient)
-    recomputed = evaluate(run(replace(layer, recompute=True), FIVE), inputs, gradient)
+    kept = evaluate(on_device(run(replace(layer, recompute=False), FIVE), device), inputs, gradient)
+    recomputed = evaluate(
+        on_device(run(replace(layer, recompute=True), FIVE), device), inputs, gradient
+    )
     for name, expected in kept.items():
         result = recomputed[name]
         assert (result is None) == (expected is None)
@@ -253,10 +302,12 @@ def test_an_architecture_does_not_depend_on_the_others(
     for shared in (True, False):
         inputs = layer.inputs(architectures=None if shared else len(FIVE))
         gradient = cotangents(layer, FIVE)
-        together = evaluate(run(layer, FIVE), inputs, gradient)
+        together = evaluate(on_device(run(layer, FIVE), device), inputs, gradient)
         for a, chosen in enumerate(FIVE):
             own = inputs if shared else {**inputs, "input": inputs["input"][a]}
-            alone = evaluate(run(layer, chosen), own, {"output": gradient["output"][a]})
+            alone = evaluate(
+                on_device(run(layer, chosen), device), own, {"output": gradient["output"][a]}
+            )
             pairs = {"output": (together["output"], alone["output"])}
             if not shared:
                 name = "gradient of input"
@@ -277,7 +328,7 @@ def test_groups_of_architectures(device: torch.device) -> None:
     # More than one launch takes; rows repeat within a group and between groups.
     layer, selection = Layer(5, 6, stride=2, images=2, height=4, width=3), FIVE.repeat(8, 1)
     inputs, gradient = layer.inputs(), cotangents(layer, selection)
-    results = evaluate(run(layer, selection), inputs, gradient)
+    results = evaluate(on_device(run(layer, selection), device), inputs, gradient)
     expected = expect(stock(layer, selection), inputs, gradient)
     assert_as_close(results, expected, terms=terms(layer, len(selection)))
 
@@ -286,10 +337,10 @@ def test_groups_of_architectures(device: torch.device) -> None:
 def test_gradients_are_summed_in_order(dense_grad: bool, device: torch.device) -> None:
     layer = Layer(5, 6, stride=2, dense_grad=dense_grad)
     inputs, gradient = layer.inputs(), cotangents(layer, FIVE)
-    together = evaluate(run(layer, FIVE), inputs, gradient)
+    together = evaluate(on_device(run(layer, FIVE), device), inputs, gradient)
     compact = replace(layer, dense_grad=False)
     singles = [
-        evaluate(run(compact, chosen), inputs, {"output": gradient["output"][a]})
+        evaluate(on_device(run(compact, chosen), device), inputs, {"output": gradient["output"][a]})
         for a, chosen in enumerate(FIVE)
     ]
     for name, result in together.items():
@@ -308,9 +359,9 @@ def test_gradients_are_summed_in_order(dense_grad: bool, device: torch.device) -
 def test_results_repeat_bit_for_bit(device: torch.device, threads: int) -> None:
     layer = Layer(8, 8, images=4, height=9, width=11)
     inputs, gradient = layer.inputs(), cotangents(layer, FIVE)
-    first = evaluate(run(layer, FIVE), inputs, gradient)
+    first = evaluate(on_device(run(layer, FIVE), device), inputs, gradient)
     for _ in range(3):
-        for name, result in evaluate(run(layer, FIVE), inputs, gradient).items():
+        for name, result in evaluate(on_device(run(layer, FIVE), device), inputs, gradient).items():
             expected = first[name]
             assert result is not None
             assert expected is not None
@@ -402,5 +453,7 @@ def test_is_torchvisions_inverted_residual(
         run_block(block, layer, code, cast(inputs, torch.float64), row=1),
         run_block(block, layer, code, inputs, row=1),
     )
-    results = evaluate(run(layer, selection), inputs, cotangents(layer, selection))
+    results = evaluate(
+        on_device(run(layer, selection), device), inputs, cotangents(layer, selection)
+    )
     assert_as_close(results, expected, terms=terms(layer, 1))

@@ -271,7 +271,7 @@ def test_opcheck(stride: int, dense_grad: bool) -> None:
     arguments = (tensors["input"][None], selection, *layer.banks(tensors), *layer.running())
     torch.library.opcheck(
         torch.ops.cwkernels.inverted_bottleneck.default,
-        (*arguments, stride, True, 1e-5, False, dense_grad, True),
+        (*arguments, stride, True, 1e-5, False, False, dense_grad, True),
     )
 
 
@@ -283,12 +283,12 @@ def test_opcheck_of_backward(recompute: bool) -> None:
     arguments = (tensors["input"][None], selection, *layer.banks(tensors), *layer.running())
     options = (2, True, 1e-5)
     _, statistics, kept = torch.ops.cwkernels.inverted_bottleneck(
-        *arguments, *options, recompute, False, True
+        *arguments, *options, recompute, False, False, True
     )
     gradient = cotangents(layer, selection)["output"]
     torch.library.opcheck(
         torch.ops.cwkernels.inverted_bottleneck_backward.default,
-        (gradient, *arguments, statistics, kept, *options, recompute, True),
+        (gradient, *arguments, statistics, kept, *options, recompute, False, True),
     )
 
 
@@ -330,13 +330,13 @@ def spoil(attribute: str, value: object, index: int | None = None) -> Callable[[
 
 NORM_SHAPES = "[[3, 12], [3, 12], [3, 4], [3, 24], [3, 24], [3, 4]]"
 BAD = {
-    "selection: wanted int64 [2] or [A, 2], got torch.float32 [1, 2]": spoil(
+    "selection: wanted int64 or int32 [2] or [A, 2], got torch.float32 [1, 2]": spoil(
         "selection", torch.ones(1, 2)
     ),
-    "selection: wanted int64 [2] or [A, 2], got torch.int64 [3]": spoil(
+    "selection: wanted int64 or int32 [2] or [A, 2], got torch.int64 [3]": spoil(
         "selection", torch.tensor([1, 0, 0])
     ),
-    "selection: wanted int64 [2] or [A, 2], got torch.int64 [1, 1, 2]": spoil(
+    "selection: wanted int64 or int32 [2] or [A, 2], got torch.int64 [1, 1, 2]": spoil(
         "selection", torch.tensor([[[1, 0]]])
     ),
     "selection: wanted at least one architecture, got [0, 2]": spoil(

@@ -251,13 +251,13 @@ def spoil(attribute: str, value: object, index: int | None = None) -> Callable[[
 
 GOOD = select([EVERYTHING, EVERYTHING])
 BAD = {
-    "selection: wanted int64 [6, 2] or [A, 6, 2], got torch.float32 [2, 6, 2]": spoil(
+    "selection: wanted int64 or int32 [6, 2] or [A, 6, 2], got torch.float32 [2, 6, 2]": spoil(
         "selection", GOOD.float()
     ),
-    "selection: wanted int64 [6, 2] or [A, 6, 2], got torch.int64 [6, 3]": spoil(
+    "selection: wanted int64 or int32 [6, 2] or [A, 6, 2], got torch.int64 [6, 3]": spoil(
         "selection", torch.zeros(6, 3, dtype=torch.int64)
     ),
-    "selection: wanted int64 [6, 2] or [A, 6, 2], got torch.int64 [1, 2, 6, 2]": spoil(
+    "selection: wanted int64 or int32 [6, 2] or [A, 6, 2], got torch.int64 [1, 2, 6, 2]": spoil(
         "selection", GOOD[None]
     ),
     "selection: wanted at least one architecture, got [0, 6, 2]": spoil("selection", GOOD[:0]),

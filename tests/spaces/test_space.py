@@ -11,6 +11,7 @@ from scipy.stats import chisquare
 
 import cwkernels as cw
 from cwkernels.spaces import Candidate, Decision, Macro, Space
+from cwkernels.testing import refused
 
 SPACES: tuple[Space, ...] = (
     cw.spaces.nb201("full"),
@@ -245,3 +246,24 @@ def test_a_decision_cannot_depend_on_a_later_one() -> None:
     decisions = (Decision("x", candidates, ()), Decision("y", candidates, (1,)))
     with pytest.raises(ValueError, match=re.escape("decisions[1].predecessors must be")):
         Macro("loop", decisions)
+
+
+@every_space
+def test_a_space_is_found_by_its_name(space: Space) -> None:
+    assert cw.spaces.named(space.name) == space
+
+
+def test_another_name_is_refused() -> None:
+    wanted = "one of macro, nb201_full, nb201_no_zero, nb201_only_conv"
+    with refused(ValueError, f"spaces.named: name must be {wanted}, got 'nb201'"):
+        cw.spaces.named("nb201")
+
+
+def test_kernel_areas() -> None:
+    cell = torch.tensor([[0, 1, 2, 3, 4, 3], [3, 3, 3, 3, 3, 3]])
+    area = cw.spaces.nb201("full").kernel_area(cell)
+    assert area.tolist() == [[0, 0, 1, 9, 0, 9], [9] * 6]
+    small = cw.spaces.nb201("only_conv").kernel_area(torch.tensor([0, 1, 0, 1, 0, 1]))
+    assert small.tolist() == [1, 9] * 3
+    layers = cw.spaces.macro().kernel_area(torch.tensor([0, 1, 2, 0, 0, 0, 0, 2]))
+    assert layers.tolist() == [0, 11, 27, 0, 0, 0, 0, 27]

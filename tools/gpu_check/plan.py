@@ -19,6 +19,8 @@ MOST_TESTS, MOST_WATCHED = 1000, 60
 """Tests of a stage; under a tool, which slows a test some twentyfold."""
 NO_CACHE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 """Each tensor is an allocation of its own, so that an access next to it is one next to nothing."""
+CAPTURED = ("tests/training/test_graphed.py",)
+"""Tests that capture a CUDA graph, whose memory comes from torch's allocator."""
 NETWORKS = ("full", "only_conv", "macro")
 BATCHES = (64, 256)
 
@@ -99,7 +101,11 @@ def _tests(setting: Setting, file: str, count: int) -> Iterator[Stage]:
         name = f"tests.{_stem(file)}.{number}"
         report = setting.folder / f"{name}.xml"
         command = (*_pytest(setting, file, report), part)
-        yield Stage(name, command, verdicts.of_tests(report), NO_CACHE)
+        yield Stage(name, command, verdicts.of_tests(report), _memory(file))
+
+
+def _memory(file: str) -> Mapping[str, str]:
+    return {} if file in CAPTURED else NO_CACHE
 
 
 def _watched(setting: Setting, tool: str, file: str, count: int) -> Iterator[Stage]:
@@ -117,7 +123,7 @@ def _watched(setting: Setting, tool: str, file: str, count: int) -> Iterator[Sta
             tests = (*_pytest(setting, file, report), part, "--timeout=0")
             tests += sample if setting.sample < 1 and not setting.dry else ()
             command = (*program, *options_of(tool), *tests)
-        yield Stage(name, command, verdicts.of_sanitizer(report), NO_CACHE)
+        yield Stage(name, command, verdicts.of_sanitizer(report), _memory(file))
 
 
 def options_of(tool: str) -> tuple[str, ...]:

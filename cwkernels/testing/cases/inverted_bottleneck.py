@@ -102,26 +102,29 @@ def chain(code: int, layer: Layer) -> list[int]:
     return [0, 1, 2] if code == K3_E3 else [3, 4, 5]
 
 
+def call(layer: Layer, selection: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
+    """The operation's output and statistics."""
+    input = tensors["input"]
+    running = layer.running(input.dtype)
+    return ops.inverted_bottleneck(
+        input,
+        selection,
+        *layer.banks(tensors),
+        *([tensor.to(input.device) for tensor in group] for group in running),
+        stride=layer.stride,
+        training=layer.training,
+        eps=layer.eps,
+        recompute=layer.recompute,
+        dense_grad=layer.dense_grad,
+    )
+
+
 def run(layer: Layer, selection: Tensor) -> Function:
     """The operation; its statistics are given by bank, as it lays them out, if it measures any."""
 
     def function(tensors: Tensors) -> Tensors:
-        input = tensors["input"]
-        weights, scales, shifts = layer.banks(tensors)
-        running = layer.running(input.dtype)
-        output, statistics = ops.inverted_bottleneck(
-            input,
-            selection,
-            weights,
-            scales,
-            shifts,
-            *([tensor.to(input.device) for tensor in group] for group in running),
-            stride=layer.stride,
-            training=layer.training,
-            eps=layer.eps,
-            recompute=layer.recompute,
-            dense_grad=layer.dense_grad,
-        )
+        weights = layer.banks(tensors)[0]
+        output, statistics = call(layer, selection, tensors)
         results = {"output": output}
         for a, (code, _) in enumerate(selection.reshape(-1, 2).tolist()):
             own = statistics.reshape(-1, *statistics.shape[-2:])[a]

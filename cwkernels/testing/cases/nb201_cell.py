@@ -115,14 +115,14 @@ def _draw_running(channels: int, dtype: torch.dtype) -> tuple[list[Tensor], list
 
 
 def run(cell: Cell, selection: Tensor) -> Function:
-    """The operation."""
+    """The operation; an int32 selection is one that lies where the images do."""
 
     def function(tensors: Tensors) -> Tensors:
         input = tensors["input"]
         running = cell.running(input.dtype)
         output, statistics, own = ops.nb201_cell(
             input,
-            selection,
+            selection.to(input.device) if selection.dtype == torch.int32 else selection,
             cell.weights(tensors),
             *([tensor.to(input.device) for tensor in group] for group in running),
             training=cell.training,
