@@ -85,7 +85,7 @@ def test_from_a_run_to_a_report(run: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["evaluate", str(run), *where]) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[1].startswith("super-network")
-    assert printed.splitlines()[2].startswith("untrained super-network")
+    assert printed.splitlines()[3].startswith("untrained super-network")
     record = json.loads((run / "evaluation.json").read_text())
     assert record["architectures"] == 64
     assert record["scores"]["about"]["data"] == "generated images"
