@@ -31,8 +31,8 @@ RANKING = (
     Mutant(
         "a prefix is scored by the statistics of the one before it",
         _RANKING + "prefix.py",
-        "        norms.put()\n",
-        "",
+        "            norms.put()\n",
+        "            pass\n",
         ("tests/ranking/test_prefix.py", "-k", "bitwise"),
     ),
     Mutant(
