@@ -131,8 +131,11 @@ def grouped(runs: Iterable[RunRecord]) -> list[Group]:
     """Groups by network, then variant, the baseline first.
 
     Raises:
-        ValueError: for runs of one variant on schedules of different length.
+        ValueError: for runs of one variant on schedules of different length, or rankings of one
+            network that were not of as many architectures.
     """
+    runs = list(runs)
+    _require_comparable(runs)
     found: dict[tuple[str, Variant], list[RunRecord]] = {}
     for run in runs:
         found.setdefault((run.network, run.variant), []).append(run)
@@ -144,6 +147,17 @@ def grouped(runs: Iterable[RunRecord]) -> list[Group]:
             raise ValueError(f"report: {name}: wanted runs of one length, got {lengths} epochs")
         groups.append(Group(network, variant, lengths[0], tuple(own)))
     return groups
+
+
+def _require_comparable(runs: Sequence[RunRecord]) -> None:
+    counts: dict[str, set[int]] = {}
+    for run in runs:
+        if run.evaluation is not None:
+            counts.setdefault(run.network, set()).add(run.evaluation["architectures"])
+    for network, own in counts.items():
+        if len(own) > 1:
+            wanted = "rankings of the same architectures"
+            raise ValueError(f"report: {network}: wanted {wanted}, got {sorted(own)} of them")
 
 
 def baseline_of(groups: Sequence[Group], network: str) -> Group | None:

@@ -1,7 +1,9 @@
 """Tables and figures from records: ours right, the paper's as printed, and where it belongs."""
 
 import csv
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +207,11 @@ def test_wrong_runs_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:
     other = made_run(tmp_path / "other", ONLY_CONV, {"epochs": 10}, evaluated=False)
     with refused(ValueError, "only_conv, baseline: wanted runs of one length, got [10, 20]"):
         write_report([runs["base_0"], other], tmp_path)
+    fewer = shutil.copytree(runs["base_0"], tmp_path / "fewer")
+    record = json.loads((fewer / "evaluation.json").read_text())
+    (fewer / "evaluation.json").write_text(json.dumps(record | {"architectures": 9}))
+    with refused(ValueError, "only_conv: wanted rankings of the same architectures, got [9, 64]"):
+        write_report([runs["base_0"], fewer], tmp_path)
     (other / "evaluation.json").write_text("{}")
     with refused(ValueError, "wanted an evaluation (cwkernels-evaluation-1), got another"):
         write_report([other], tmp_path)
