@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cwkernels.ranking.record import read_evaluation
-from cwkernels.training import EpochRecord, load_run
+from cwkernels.training import EpochRecord, Recipe, load_run
 
 EVALUATION = "evaluation.json"
 BASELINE = "baseline"
@@ -19,7 +19,8 @@ class Variant:
     """What was done to a network; runs of one network and variant differ by their seed.
 
     Attributes:
-        epoch: of the split or of the stop; 0 for the baseline.
+        epoch: of the split or of the stop, or the last one of a run that is not done; 0 for the
+            baseline.
         label: as in the paper's tables.
     """
 
@@ -119,7 +120,7 @@ def read_run(path: Path) -> RunRecord:
     evaluation = path / EVALUATION
     return RunRecord(
         network="macro" if network.name == "macro" else network.subset,
-        variant=_variant(recipe.splits, recipe.stop_epoch),
+        variant=_variant(recipe, metrics[-1].epoch),
         epochs=recipe.epochs,
         seed=run.config.run.seed,
         metrics=metrics,
@@ -166,8 +167,11 @@ def baseline_of(groups: Sequence[Group], network: str) -> Group | None:
     return next(own, None)
 
 
-def _variant(splits: Sequence[Any], stop: int | None) -> Variant:
+def _variant(recipe: Recipe, done: int) -> Variant:
     """The label says all: which decisions were split if not all of them, and every epoch."""
+    splits, stop = recipe.splits, recipe.stop_epoch
+    if done < recipe.last_epoch:
+        return Variant(done, f"unfinished, {done} of {recipe.last_epoch} epochs")
     if stop is None and not splits:
         return Variant(0, BASELINE)
     parts = [

@@ -117,6 +117,7 @@ def test_predictors_stand_beside(groups: list[Group]) -> None:
         row for row in predictor_table(groups).rows if row[:2] == ("NAS-Bench-Macro", "split at 12")
     ]
     assert [row[2] for row in rows] == names
+    assert (rows[0][5], rows[4][5] != "") == ("", True)
     assert rows[4][3] == "1.000"  # the made-up truth is the kernel area
 
 
@@ -221,6 +222,16 @@ def test_the_papers_tables_have_the_same_splits() -> None:
     assert paper.TABLE_5.keys() == paper.TABLE_1.keys()
     for network, taus in paper.TABLE_5.items():
         assert taus.splits.keys() == paper.TABLE_1[network].overheads.keys()
+
+
+def test_a_run_that_is_not_done_is_compared_with_nothing(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", ONLY_CONV, SPLIT)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:13]))
+    groups = grouped([read_run(run)])
+    for table in (table_1, table_5, selection_table):
+        row = cells(table(groups), "NAS-Bench-201 only Conv.", "unfinished, 13 of 20 epochs")
+        assert row["paper"] == ""
 
 
 def test_labels_say_what_was_split(tmp_path: Path) -> None:
