@@ -6,6 +6,7 @@ from typing import get_args
 
 import torch
 
+from cwkernels.ops import float32_conv_precision
 from cwkernels.ranking import RankingOptions, Recalibration, evaluated_set, rank
 from cwkernels.training import Run, load_run
 
@@ -61,14 +62,15 @@ def run(options: argparse.Namespace) -> int:
     net = (source.untrained() if options.untrained else source.network()).to(batches.device)
     count = options.architectures or len(net.space)
     out = options.out or options.run / (UNTRAINED if options.untrained else SCORES)
-    scores = rank(
-        net,
-        evaluated_set(net.space, count),
-        batches,
-        _ranking(source, options),
-        log=out,
-        progress=options.progress,
-    )
+    with float32_conv_precision(source.config.run.precision):
+        scores = rank(
+            net,
+            evaluated_set(net.space, count),
+            batches,
+            _ranking(source, options),
+            log=out,
+            progress=options.progress,
+        )
     best = int(scores.accuracy.nan_to_num(-1).argmax())
     arch = net.space.format(scores.archs[best])
     print(f"{len(scores.archs)} scores in {out}; the best: {arch}, {scores.accuracy[best]:.2f} %")

@@ -147,7 +147,8 @@ class _Tree:
         self, run: Callable[[], tuple[Tensor, list[Measurement]]], norms: _Norms, recalibrate: bool
     ) -> Tensor:
         """Runs a part of the network with the statistics of a prefix, or measures them."""
-        norms.put()
+        if not recalibrate:
+            norms.put()
         output, measurements = run()
         if recalibrate:
             norms.take(measurements, self.way)

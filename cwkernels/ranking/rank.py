@@ -1,7 +1,7 @@
 """Scores of architectures by a trained super-network."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def rank(
         options: what to do; by default the paper's 20 batches, reset and averaged.
         log: a file to which scores are appended as they come. If it is there, what it holds is not
             scored again.
-        progress: whether a bar is shown on stderr; None: on a terminal.
+        progress: whether a bar is shown on stderr, by tqdm; None: on a terminal.
 
     Returns:
         The scores in the order of ``archs``.
@@ -85,6 +85,7 @@ def rank(
         TypeError, ValueError: for what is not architectures of the network's space, none at all,
             images that the data do not have, or a log of another network, other data or options.
         OSError: if the log cannot be written.
+        ImportError: without tqdm, unless ``progress`` is False.
     """
     options = options or RankingOptions()
     space = net.space
@@ -180,8 +181,11 @@ def _header(
 
 
 @contextlib.contextmanager
-def _bar(total: int, done: int, progress: bool | None) -> Iterator[Any]:
+def _bar(total: int, done: int, progress: bool | None) -> Iterator[Callable[[int], object]]:
+    if progress is False:
+        yield lambda count: None
+        return
     tqdm = requires.module("tqdm", "rank")
-    disable = None if progress is None else not progress  # None: shown on a terminal only
+    disable = None if progress is None else False  # None: shown on a terminal only
     with tqdm.tqdm(total=total, initial=done, desc="rank", unit="arch", disable=disable) as bar:
         yield bar.update

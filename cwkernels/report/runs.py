@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cwkernels.ranking.record import read_evaluation
-from cwkernels.training import EpochRecord, load_run
+from cwkernels.training import EpochRecord, Recipe, load_run
 
 EVALUATION = "evaluation.json"
 BASELINE = "baseline"
@@ -19,7 +19,8 @@ class Variant:
     """What was done to a network; runs of one network and variant differ by their seed.
 
     Attributes:
-        epoch: of the split or of the stop; 0 for the baseline.
+        epoch: of the split or of the stop, or the last one of a run that is not done; 0 for the
+            baseline.
         label: as in the paper's tables.
     """
 
@@ -119,7 +120,7 @@ def read_run(path: Path) -> RunRecord:
     evaluation = path / EVALUATION
     return RunRecord(
         network="macro" if network.name == "macro" else network.subset,
-        variant=_variant(recipe.splits, recipe.stop_epoch),
+        variant=_variant(recipe, metrics[-1].epoch),
         epochs=recipe.epochs,
         seed=run.config.run.seed,
         metrics=metrics,
@@ -131,8 +132,11 @@ def grouped(runs: Iterable[RunRecord]) -> list[Group]:
     """Groups by network, then variant, the baseline first.
 
     Raises:
-        ValueError: for runs of one variant on schedules of different length.
+        ValueError: for runs of one variant on schedules of different length, or rankings of one
+            network that were not of as many architectures.
     """
+    runs = list(runs)
+    _require_comparable(runs)
     found: dict[tuple[str, Variant], list[RunRecord]] = {}
     for run in runs:
         found.setdefault((run.network, run.variant), []).append(run)
@@ -146,14 +150,28 @@ def grouped(runs: Iterable[RunRecord]) -> list[Group]:
     return groups
 
 
+def _require_comparable(runs: Sequence[RunRecord]) -> None:
+    counts: dict[str, set[int]] = {}
+    for run in runs:
+        if run.evaluation is not None:
+            counts.setdefault(run.network, set()).add(run.evaluation["architectures"])
+    for network, own in counts.items():
+        if len(own) > 1:
+            wanted = "rankings of the same architectures"
+            raise ValueError(f"report: {network}: wanted {wanted}, got {sorted(own)} of them")
+
+
 def baseline_of(groups: Sequence[Group], network: str) -> Group | None:
     """The baseline of a network, if there is one."""
     own = (g for g in groups if g.network == network and g.variant.label == BASELINE)
     return next(own, None)
 
 
-def _variant(splits: Sequence[Any], stop: int | None) -> Variant:
+def _variant(recipe: Recipe, done: int) -> Variant:
     """The label says all: which decisions were split if not all of them, and every epoch."""
+    splits, stop = recipe.splits, recipe.stop_epoch
+    if done < recipe.last_epoch:
+        return Variant(done, f"unfinished, {done} of {recipe.last_epoch} epochs")
     if stop is None and not splits:
         return Variant(0, BASELINE)
     parts = [

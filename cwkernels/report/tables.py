@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cwkernels.ranking.evaluate import SUPER_NETWORK
 from cwkernels.ranking.metrics import TOP
 from cwkernels.report.paper import SELECTIONS, TABLE_1, TABLE_5
-from cwkernels.report.runs import Group, baseline_of
+from cwkernels.report.runs import BASELINE, Group, baseline_of
 
 TITLES = {
     "full": "NAS-Bench-201 full",
@@ -90,9 +91,9 @@ def selection_table(groups: Sequence[Group]) -> Table:
 def _selected(group: Group) -> tuple[str, str, str]:
     """What the paper's text says of the baseline, or of the split that it names."""
     paper, total = SELECTIONS.get(group.network), TABLE_1[group.network].epochs
-    if paper is None or group.variant.is_stop:
-        return "", "", ""
     split = group.variant.is_split
+    if paper is None or not (split or group.variant.label == BASELINE):
+        return "", "", ""
     if split and abs(paper.split / total - group.fraction) > CLOSE:
         return "", "", ""
     line = f"split at {paper.split} of {total}" if split else f"baseline, {total}"
@@ -122,6 +123,7 @@ def predictor_table(groups: Sequence[Group]) -> Table:
             tau, gain = result["tau"], result["gain"]
             interval = f"{_number(tau['low'], 3)} – {_number(tau['high'], 3)}"
             more = f"{_number(gain['low'], 3)} – {_number(gain['high'], 3)}"
+            more = "" if predictor == SUPER_NETWORK else more
             cells = (_number(tau["value"], 3), interval, more)
             rows.append((*named, predictor, *cells, *_selections(result["metrics"])))
         ceiling = evaluation["ceiling"]
@@ -154,7 +156,7 @@ def _said(
     """Which line of the paper's table, and what the baseline's says."""
     if near is not None:
         return f"split at {near} of {epochs}", "", ""
-    if group.variant.epoch == 0:
+    if group.variant.label == BASELINE:
         return (f"baseline, {epochs}", *baseline)
     return "", "", ""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import cwkernels as cw
 from cwkernels.cli import main
 from cwkernels.data import Cifar10, generate_cifar10
 from cwkernels.groundtruth import NB201_FILE
@@ -85,7 +86,7 @@ def test_from_a_run_to_a_report(run: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["evaluate", str(run), *where]) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[1].startswith("super-network")
-    assert printed.splitlines()[2].startswith("untrained super-network")
+    assert printed.splitlines()[3].startswith("untrained super-network")
     record = json.loads((run / "evaluation.json").read_text())
     assert record["architectures"] == 64
     assert record["scores"]["about"]["data"] == "generated images"
@@ -105,6 +106,13 @@ def test_ranking_again_adds_what_is_missing(run: Path, capsys: pytest.CaptureFix
     assert whole.startswith(first)
     assert whole.count("\n") == 1 + 64
     assert capsys.readouterr().out.splitlines()[1].startswith("64 scores in ")
+
+
+def test_the_runs_precision_is_the_rankings(run: Path) -> None:
+    with cw.float32_conv_precision("highest"):
+        assert main(["rank", str(run), *FEW]) == 0
+    header = json.loads((run / "scores.jsonl").read_text().splitlines()[0])
+    assert header["precision"] == "high"
 
 
 def test_scores_of_other_images_are_not_mixed(

@@ -57,7 +57,7 @@ def result(evaluation: Evaluation, name: str) -> float:
 
 def test_all_predictors_stand_beside() -> None:
     evaluation = evaluate(noisy(TRUTH, ARCHS, 5.0), TRUTH, resamples=20)
-    names = ["super-network", "parameters", "FLOPs", "kernel area"]
+    names = ["super-network", "super-network, by loss", "parameters", "FLOPs", "kernel area"]
     assert list(evaluation.results) == names
     for name, values in predictors(TRUTH, ARCHS).items():
         expected = kendalltau(values, TRUTH.accuracy.numpy()).statistic
@@ -155,6 +155,15 @@ def test_constant_scores_have_no_tau() -> None:
     assert "–" in text(evaluation)
 
 
+def test_the_loss_ranks_too() -> None:
+    scores = noisy(TRUTH, ARCHS, 5.0)
+    coarse = replace(scores, accuracy=(scores.accuracy / 20).round())
+    evaluation = evaluate(coarse, TRUTH, resamples=5)
+    expected = kendalltau(scores.accuracy.numpy(), TRUTH.accuracy.numpy()).statistic
+    assert result(evaluation, "super-network, by loss") == pytest.approx(expected)
+    assert result(evaluation, "super-network") != pytest.approx(expected)
+
+
 def test_the_sweep_is_of_the_super_network() -> None:
     scores = noisy(TRUTH, ARCHS, 5.0)
     curve = evaluate(scores, TRUTH, resamples=2).sweep
@@ -195,6 +204,6 @@ def test_the_table_has_a_line_for_each_predictor() -> None:
         noisy(truth, ARCHS, 5.0), truth, untrained=noisy(truth, ARCHS, 50.0), resamples=5
     )
     lines = text(evaluation).splitlines()
-    heads = [line.split("  ")[0] for line in lines[1:7]]
+    heads = [line.split("  ")[0] for line in lines[1:8]]
     assert heads == [*evaluation.results, "noise ceiling"]
-    assert len({len(line) for line in lines[:7]}) == 1
+    assert len({len(line) for line in lines[:8]}) == 1

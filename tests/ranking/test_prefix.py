@@ -25,9 +25,9 @@ def counted() -> Iterator[list[int]]:
     calls: list[int] = []
     forward = MacroLayer.forward
 
-    def counting(self: MacroLayer, input: Tensor, selection: Tensor, rows: Tensor) -> Any:
+    def counting(self: MacroLayer, input: Tensor, selection: Tensor, *rest: Tensor) -> Any:
         calls.append(1 if selection.dim() == 1 else len(selection))
-        return forward(self, input, selection, rows)
+        return forward(self, input, selection, *rest)
 
     with patch.object(MacroLayer, "forward", counting):
         yield calls

@@ -1,5 +1,6 @@
 """Scores: right, independent of each other, and bought without touching the network."""
 
+import sys
 from itertools import islice
 
 import pytest
@@ -168,3 +169,12 @@ def test_the_evaluated_set_is_fixed() -> None:
     assert len(evaluated_set(space, 3)) == 3
     with refused(ValueError, "evaluated_set: count must be an int >= 1, got 0"):
         evaluated_set(space, 0)
+
+
+def test_tqdm_is_asked_for_by_name_and_only_for_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = trained("nb201")
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    archs = archs_of(net, 1)
+    rank(net, archs, data(), options(batches=1, images=4), progress=False)
+    with refused(ImportError, "rank: wanted the package tqdm, got none: pip install"):
+        rank(net, archs, data(), options(batches=1, images=4), progress=True)

@@ -1,7 +1,9 @@
 """Tables and figures from records: ours right, the paper's as printed, and where it belongs."""
 
 import csv
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +112,13 @@ def test_the_selected_architecture(groups: list[Group]) -> None:
 
 
 def test_predictors_stand_beside(groups: list[Group]) -> None:
-    names = ["super-network", "parameters", "FLOPs", "kernel area"]
+    names = ["super-network", "super-network, by loss", "parameters", "FLOPs", "kernel area"]
     rows = [
         row for row in predictor_table(groups).rows if row[:2] == ("NAS-Bench-Macro", "split at 12")
     ]
     assert [row[2] for row in rows] == names
-    assert rows[3][3] == "1.000"  # the made-up truth is the kernel area
+    assert (rows[0][5], rows[4][5] != "") == ("", True)
+    assert rows[4][3] == "1.000"  # the made-up truth is the kernel area
 
 
 def figure(groups: list[Group], name: str) -> Figure:
@@ -205,6 +208,11 @@ def test_wrong_runs_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:
     other = made_run(tmp_path / "other", ONLY_CONV, {"epochs": 10}, evaluated=False)
     with refused(ValueError, "only_conv, baseline: wanted runs of one length, got [10, 20]"):
         write_report([runs["base_0"], other], tmp_path)
+    fewer = shutil.copytree(runs["base_0"], tmp_path / "fewer")
+    record = json.loads((fewer / "evaluation.json").read_text())
+    (fewer / "evaluation.json").write_text(json.dumps(record | {"architectures": 9}))
+    with refused(ValueError, "only_conv: wanted rankings of the same architectures, got [9, 64]"):
+        write_report([runs["base_0"], fewer], tmp_path)
     (other / "evaluation.json").write_text("{}")
     with refused(ValueError, "wanted an evaluation (cwkernels-evaluation-1), got another"):
         write_report([other], tmp_path)
@@ -214,6 +222,16 @@ def test_the_papers_tables_have_the_same_splits() -> None:
     assert paper.TABLE_5.keys() == paper.TABLE_1.keys()
     for network, taus in paper.TABLE_5.items():
         assert taus.splits.keys() == paper.TABLE_1[network].overheads.keys()
+
+
+def test_a_run_that_is_not_done_is_compared_with_nothing(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", ONLY_CONV, SPLIT)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:13]))
+    groups = grouped([read_run(run)])
+    for table in (table_1, table_5, selection_table):
+        row = cells(table(groups), "NAS-Bench-201 only Conv.", "unfinished, 13 of 20 epochs")
+        assert row["paper"] == ""
 
 
 def test_labels_say_what_was_split(tmp_path: Path) -> None:
