@@ -14,8 +14,8 @@ from cwkernels._version import __version__
 
 COMMANDS = {
     "train": "train a super-network, or go on with a run that was cut",
-    "bench": "run a benchmark of a checkout",
     "doctor": "say what this machine can do and what is missing",
+    "bench": "run a benchmark of a checkout",
 }
 """The commands, each a module of that name, and what it does in one line."""
 
