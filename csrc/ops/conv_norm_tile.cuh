@@ -61,7 +61,7 @@ __device__ __forceinline__ void convolve_tile(typename Split::Sums& sums, const 
 // statistics. The stem, 3 to 16 channels at 32 x 32, batch 256: reads 3.1 MB and writes 16.8 MB in
 // 2,048 tiles, 8 by each of 264 blocks.
 template <class Precision, class Split, class Load>
-__global__ void __launch_bounds__(Split::kThreads, Split::kResident)
+__global__ void __launch_bounds__(Split::kThreads, Split::resident(2 * Precision::kProducts))
     conv_norm_tile(const __grid_constant__ ConvNormTile t) {
   wait_for_previous();
   allow_next();

@@ -85,21 +85,20 @@ __device__ __forceinline__ Value merge_rows(Value own, Value* values, int rows, 
   return own;
 }
 
-// The `count` values `stride` apart from `first` on, merged in their order; load(address) reads one.
-// kTogether loads are under way at once: one after the other 17 groups would cost 17 times the
-// latency of L2, 7 us in the first instructions of each kernel that normalises.
-template <class Value, class Load>
-__device__ __forceinline__ Value merged_in_order(const Value* first, int count, int64_t stride,
-                                                 const Load& load) {
+// The `count` values `stride` apart from `first` on, merged in their order. kTogether loads are
+// under way at once: one after the other 17 groups would cost 17 times the latency of L2, 7 us in
+// the first instructions of each kernel that normalises. More of them take registers that kernels
+// with two blocks on a processor do not have.
+template <class Value>
+__device__ __forceinline__ Value merged_in_order(const Value* first, int count, int64_t stride) {
   constexpr int kTogether = 3;
-  static_assert(kGroup <= 9 * kTogether && kMostGroups <= 9 * kTogether);
   Value total = Value::nothing();
 #pragma unroll 1
   for (int from = 0; from < count; from += kTogether) {
     Value values[kTogether];
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) {
-      if (from + i < count) values[i] = load(first + (from + i) * stride);
+      if (from + i < count) values[i] = first[(from + i) * stride];
     }
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) {
@@ -133,8 +132,7 @@ struct Partials {
   }
   // The sum of a channel, merged by a later launch.
   __device__ Value sum(int64_t slot, int64_t channel) const {
-    return merged_in_order(of_group(slot, 0) + channel, static_cast<int>(groups()), width,
-                           [](const Value* from) { return *from; });
+    return merged_in_order(of_group(slot, 0) + channel, static_cast<int>(groups()), width);
   }
 };
 
@@ -174,8 +172,10 @@ __device__ __forceinline__ bool leave_partial(const Partials<Value>& to, int64_t
   const Value* parts = to.of_block(slot, first);
   Value* merged = to.of_group(slot, group);
   for (int64_t c = threadIdx.x; c < to.width; c += blockDim.x) {
-    merged[c] = merged_in_order(parts + c, static_cast<int>(members), to.width,
-                                [](const Value* from) { return Value::load(from); });
+    Value total = Value::load(parts + c);
+    for (int64_t b = 1; b < members; ++b)
+      total = total.merged(Value::load(parts + b * to.width + c));
+    merged[c] = total;
   }
   return true;
 }
@@ -190,8 +190,12 @@ __device__ __forceinline__ void leave_partial(const Partials<Value>& to, int64_t
   unsigned* ticket = to.tickets + slot * to.tickets_per_slot() + to.groups();
   if (!arrives_last(ticket, to.groups(), last)) return;
   for (int64_t c = threadIdx.x; c < to.width; c += blockDim.x) {
-    done(c, merged_in_order(to.of_group(slot, 0) + c, static_cast<int>(to.groups()), to.width,
-                            [](const Value* from) { return Value::load(from); }));
+    const Value* group = to.of_group(slot, 0) + c;
+    Value total = Value::load(group);
+    for (int64_t g = 1; g < to.groups(); ++g) {
+      total = total.merged(Value::load(group + g * to.width));
+    }
+    done(c, total);
   }
 }
 
