@@ -1,4 +1,4 @@
-"""Planted bugs of what reads an architecture on the device: select, sgd_slots, update_statistics."""
+"""Planted bugs of what reads choices and rows on the device."""
 
 from mutant import Mutant
 
