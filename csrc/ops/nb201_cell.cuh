@@ -218,9 +218,8 @@ __device__ __forceinline__ void cell_fan_out(const CellTileLaunch& p, const Cell
 //     three convolutions stay, 35.0 KB; coefficients and moments, 6.5 KB. Two blocks a processor
 //     (55.9 KB and at most 128 registers each, which sums of 256 pixels would not fit); 2048 tiles
 //     are 7.8 for each of 264 blocks.
-//   32 channels, 16 x 16: an image, 46.7 KB, and 16 channels of one convolution's weights at a
-//   time,
-//     23.2 KB; 256 tiles. By registers one block a processor, as with
+//   32 channels, 16 x 16: half an image, 10 x 18, 25.9 KB, and 16 channels of one convolution's
+//     weights at a time, 23.2 KB; 512 tiles for 264 blocks, two a processor. One by registers with
 //   64 channels, 8 x 8: two images, 10 x 10 each, 54.4 KB, and weights, 46.2 KB; 128 tiles, less
 //     than one for each processor of an H100. With the rest 112.3 KB, and where a block has no more
 //     than 99 KB, one image.
@@ -256,7 +255,7 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kP
       const CellOutputs<Split> outputs(p, tile);
       float* raw = cell.raw(e) + outputs.base + output;
       cell_each_result<Split>(sums, outputs, [&](int n, int i, const float* pair) {
-        store_lanes(raw + outputs.offsets[i] + n, Two{{pair[0], pair[1]}});
+        store_pair(raw + outputs.offsets[i] + n, pair[0], pair[1]);
       });
       if (!l.p.training) return;
       cell_measure<Split>(sums, outputs, outputs.count(),
@@ -342,7 +341,7 @@ __global__ void __launch_bounds__(Split::kThreads, 1)
           const Two before = load_lanes<2>(to + outputs.offsets[i] + n);
           own = {{before[0] + own[0], before[1] + own[1]}};
         }
-        store_lanes(to + outputs.offsets[i] + n, own);
+        store_pair(to + outputs.offsets[i] + n, own[0], own[1]);
       });
     };
     cell_fan_out<Precision, Split>(p, cell, tile, value, false, source, weights, add);
@@ -417,7 +416,7 @@ static __global__ void __launch_bounds__(kCellThreads, 1)
 
 static_assert(10 * 18 * cell_pixel_stride(16) * sizeof(float) == 14400);
 static_assert(kCellFan * Cell16::weight_values(9) * sizeof(float) == 34992);
-static_assert(18 * 18 * cell_pixel_stride(32) * sizeof(float) == 46656);
+static_assert(10 * 18 * cell_pixel_stride(32) * sizeof(float) == 25920);
 static_assert(Cell32::weight_values(9) * sizeof(float) == 23184);
 static_assert(2 * 10 * 10 * cell_pixel_stride(64) * sizeof(float) == 54400);
 static_assert(Cell64::weight_values(9) * sizeof(float) == 46224);
@@ -474,7 +473,7 @@ inline int launch_cell_node(const CellTileLaunch& p, void* stream) {
                           shared_bytes<CellTerm>(kCellFan);
     return launch(cell_output_tile, {p.l.blocks, p.l.count}, kCellThreads, shared, stream, p);
   }
-  return with_cell_split(channels, [&](auto split) {
+  return with_cell_split<Cell32>(channels, [&](auto split) {
     return p.l.p.winograd ? launch_cell_tile<Tf32, decltype(split)>(p, stream)
                           : launch_cell_tile<Tf32x3, decltype(split)>(p, stream);
   });
@@ -502,7 +501,7 @@ int with_cell_forward(const NB201CellParams& p, int64_t first, CudaScratch& used
   if (cell_is_aligned(p)) {
     CellTileLaunch tile{};
     tile.l = cell_launch<float>(p, first, places);
-    const bool fits = with_cell_split(p.channels, [&](auto split) {
+    const bool fits = with_cell_split<Cell32>(p.channels, [&](auto split) {
       using Split = decltype(split);
       const auto other = static_cast<int64_t>(cell_forward_bytes<Split>(p.channels));
       return make_cell_tiles<Split>(tile, other, false);

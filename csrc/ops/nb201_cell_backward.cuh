@@ -241,7 +241,7 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kP
       const CellOutputs<Split> outputs(p.t, tile);
       float* to = cell.grad(l.node) + outputs.base + output;
       cell_each_result<Split>(results, outputs, [&](int n, int i, const float* pair) {
-        store_lanes(to + outputs.offsets[i] + n, Two{{pair[0], pair[1]}});
+        store_pair(to + outputs.offsets[i] + n, pair[0], pair[1]);
       });
       for (int source = 0; l.p.training && source < l.node; ++source) {
         const int e = edge_between(source, l.node);
@@ -286,7 +286,7 @@ __device__ __forceinline__ void cell_input_tiles(const CellTileLaunch& p, int64_
             const Two before = load_lanes<2>(to + outputs.offsets[i] + n);
             own = {{before[0] + own[0], before[1] + own[1]}};
           }
-          store_lanes(to + outputs.offsets[i] + n, own);
+          store_pair(to + outputs.offsets[i] + n, own[0], own[1]);
         });
       }
     }
@@ -382,7 +382,7 @@ inline int launch_cell_node_backward(const CellBackLaunch& p, void* stream) {
     const size_t sums = shared_bytes<int>(1) + shared_bytes<Sums<float>>(kCellThreads);
     return launch(cell_sums_tile, {l.blocks, l.count}, kCellThreads, sums, stream, p);
   }
-  return with_cell_split(l.p.channels, [&](auto split) {
+  return with_cell_split<Cell32Back>(l.p.channels, [&](auto split) {
     return l.p.winograd ? launch_cell_tile_backward<Tf32, decltype(split)>(p, stream)
                         : launch_cell_tile_backward<Tf32x3, decltype(split)>(p, stream);
   });
@@ -413,7 +413,7 @@ inline int64_t make_cell_back(const NB201CellParams& p, int64_t first, CellBackL
   if (!cell_is_aligned(p)) return 0;
   int32_t places = 0;
   back.t.l = cell_launch<float>(p, first, places);
-  return with_cell_split(p.channels, [&](auto split) {
+  return with_cell_split<Cell32Back>(p.channels, [&](auto split) {
     using Split = decltype(split);
     const auto other = static_cast<int64_t>(cell_backward_bytes<Split>(p.channels));
     return make_cell_tiles<Split>(back.t, other, true) ? make_weight_tiles<Split>(back) : 0;

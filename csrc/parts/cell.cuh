@@ -105,7 +105,7 @@ class CellOf {
     return norm_of(measured(e, c), T(1), T(0), static_cast<T>(l.p.eps));
   }
   __device__ Moments<T> measured(int e, int64_t c) const {
-    return l.moments[source_of(e)].sum(slot, leaving_place(e) * l.p.channels + c);
+    return l.moments[source_of(e)].sum_at_once(slot, leaving_place(e) * l.p.channels + c);
   }
   __device__ NormBackward<T> norm_backward(int e, int64_t c) const {
     Sums<T> sums = Sums<T>::nothing();

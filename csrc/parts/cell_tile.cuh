@@ -223,9 +223,11 @@ using Two = Lanes<float, 2>;
 
 // --- Host ----------------------------------------------------------------------------------------
 
-// Tiles of 128 pixels for 16 and 64 channels, 256 for 32.
+// Tiles of 128 pixels, so that 128 registers are enough for two blocks on a processor; but for 64
+// channels, and the gradients of 32, which have one: 256 pixels read the weights half as often.
 using Cell16 = TileSplit<8, 1, 1, 2, 16>;
-using Cell32 = TileSplit<4, 2, 4, 2, 16>;
+using Cell32 = TileSplit<4, 2, 2, 2, 16>;
+using Cell32Back = TileSplit<4, 2, 4, 2, 16>;
 using Cell64 = TileSplit<4, 2, 2, 4, 16>;
 
 // Whether matrix units can run a cell, if its tiles fit: 16 bytes of a pixel are read at once.
@@ -245,11 +247,11 @@ constexpr bool cell_split_fits(int64_t channels) {
   return channels % Split::kOutputs == 0;
 }
 
-// f(Split) for the channels of a cell.
-template <class F>
+// f(Split) for the channels of a cell, of tiles with 32 outputs by Half.
+template <class Half, class F>
 auto with_cell_split(int64_t channels, const F& f) {
   if (cell_split_fits<Cell64>(channels)) return f(Cell64{});
-  if (cell_split_fits<Cell32>(channels)) return f(Cell32{});
+  if (cell_split_fits<Half>(channels)) return f(Half{});
   return f(Cell16{});
 }
 

@@ -23,10 +23,10 @@ static_assert(sizeof(CellBackLaunch) <= 4096);
 // Weights by channels: chunks of 32 x 32 where they divide, else 16 x 16.
 template <bool kWide>
 using CellWeights =
-    std::conditional_t<kWide, WeightSplit<2, 2, 2, 1, 2, 3>, WeightSplit<1, 1, 8, 1, 2, 3>>;
+    std::conditional_t<kWide, WeightSplit<2, 4, 1, 1, 1, 3>, WeightSplit<1, 2, 4, 1, 1, 3>>;
 template <bool kWide>
 using CellWeightsPointwise =
-    std::conditional_t<kWide, WeightSplit<2, 2, 2, 1, 2, 1>, WeightSplit<1, 1, 8, 1, 2, 1>>;
+    std::conditional_t<kWide, WeightSplit<2, 4, 1, 1, 1, 1>, WeightSplit<1, 2, 4, 1, 1, 1>>;
 template <class Split>
 constexpr bool kCellWide = Split::kOutputs % 32 == 0;
 

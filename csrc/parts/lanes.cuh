@@ -24,10 +24,6 @@ template <int kCount, class T>
 __device__ __forceinline__ void store_lanes(T* to, const Lanes<T, kCount>& lanes) {
   *reinterpret_cast<Lanes<T, kCount>*>(to) = lanes;
 }
-// nvcc moves a struct of two floats one by one.
-__device__ __forceinline__ void store_lanes(float* to, const Lanes<float, 2>& lanes) {
-  store_pair(to, lanes[0], lanes[1]);
-}
 
 // Whether a tensor may be moved in wide lanes, by its first element. Null may.
 inline bool starts_wide(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
