@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(2 * Precision
           target +
           ((own.image * t.size.output_height + own.y) * t.size.output_width + own.x) * t.outputs;
       return [=](int /*fragment*/, int n, float left, float right) {
-        if (there) store_lanes(to + n, Lanes<float, 2>{{left, right}});
+        if (there) store_pair(to + n, left, right);
       };
     });
     moments.add(sums, live);
