@@ -169,8 +169,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)  # zeros for the statistics would be a launch each
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     first_order_only("conv_norm")
+    if grad is None:
+        return (None,) * (5 + len(ctx.options))
     input, weight, statistics, scale, shift = ctx.saved_tensors
     grad_input, grad_weight, grad_scale, grad_shift = torch.ops.cwkernels.conv_norm_backward(
         grad, input, weight, statistics, scale, shift, *ctx.options, ctx.needs_input_grad[0]
