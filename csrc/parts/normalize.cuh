@@ -63,7 +63,7 @@ struct Channels {
   }
   // The gradients of gamma and beta from the same sums.
   __device__ __forceinline__ T gamma_gradient(int64_t c, const Sums<T>& sums) const {
-    return sums.second * rstd(c);
+    return rounded_product(sums.second, rstd(c));
   }
   __device__ __forceinline__ T beta_gradient(const Sums<T>& sums) const { return sums.first; }
 };

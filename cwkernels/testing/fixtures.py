@@ -34,7 +34,8 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         reason = why_no_cuda(getattr(request.module, "OPERATION", None))
         if reason is not None:
             pytest.skip(reason)
-        with on_gpu():
+        # By default stock torch, which stands beside the kernels, convolves in TF32 there.
+        with on_gpu(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             yield torch.device("cuda")
         return
     isa = name.removeprefix("cpu-")

@@ -53,6 +53,8 @@ template <class T>
 inline T load_shared_by_blocks(const T* source) {
   return *source;
 }
+inline float rounded_product(float a, float b) { return a * b; }
+inline double rounded_product(double a, double b) { return a * b; }
 struct alignas(8) Pair {
   float first, second;
 };
