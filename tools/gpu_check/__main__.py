@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     planned = [
         stage for stage in plan.stages(setting, first["facts"]) if options.only in stage.name
     ]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(runner.record, [stage for stage in planned if plan.shares(stage)]))
     for stage in planned:
         runner.record(stage)
     return runner.report([plan.environment(setting), *planned], first)
@@ -137,6 +140,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--only", default="", metavar="TEXT", help="stages whose name contains this"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="stages of tests that share the GPU; benchmarks have it to themselves (default: 1)",
     )
     parser.add_argument("--again", action="store_true", help="run stages that failed once more")
     parser.add_argument(

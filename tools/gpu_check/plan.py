@@ -15,7 +15,7 @@ TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 FOUND = 86
 """Exit code of compute-sanitizer for findings; pytest ends with 0 to 5."""
 STAND_IN = (sys.executable, "-m", "tools.gpu_check.stand_in")
-MOST_TESTS, MOST_WATCHED = 1000, 60
+MOST_TESTS, MOST_WATCHED = 100, 60
 """Tests of a stage; under a tool, which slows a test some twentyfold."""
 NO_CACHE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 """Each tensor is an allocation of its own, so that an access next to it is one next to nothing."""
@@ -77,6 +77,11 @@ def stages(setting: Setting, facts: Mapping[str, Any]) -> list[Stage]:
         ),
         *_benchmarks(setting),
     ]
+
+
+def shares(stage: Stage) -> bool:
+    """Whether a stage measures nothing, so that others may run beside it."""
+    return stage.name.partition(".")[0] in ("tests", *TOOLS)
 
 
 def _pytest(setting: Setting, file: str, report: Path) -> tuple[str, ...]:
