@@ -12,7 +12,7 @@ from bench.harness import Interval, Machine
 from bench.passes import PASSES, samples_of
 
 Report = Mapping[str, Any]
-NONE = "No GPU has run the kernels yet."
+NONE = "No whole report of `make gpu-check` has been kept yet; bench/results/gpu_h200_* have parts."
 TOOLS = ("tests", "memcheck", "racecheck", "synccheck", "initcheck")
 
 

@@ -22,8 +22,8 @@ __host__ __device__ constexpr int cell_pixel_stride(int64_t channels) {
   return static_cast<int>(channels) + 4;
 }
 
-// Where the first image of a tile begins. What a tile reads lies less than 2^31 values behind it, so
-// that only this much of an offset needs 64 bits.
+// Where the first image of a tile begins. What a tile reads lies less than 2^31 values behind it,
+// so that only this much of an offset needs 64 bits.
 __device__ __forceinline__ int64_t cell_tile_base(const CellTileLaunch& p, const TilePlace& tile) {
   return tile.image * p.tiles.height * p.tiles.width * p.l.p.channels;
 }

@@ -76,8 +76,8 @@ __device__ __forceinline__ unsigned votes(bool vote, unsigned mask = kFullWarp) 
   return __ballot_sync(mask, vote);
 }
 
-// A product that is rounded by itself: nvcc would fuse it with a sum behind it, whose bits would then
-// depend on what is summed where.
+// A product that is rounded by itself: nvcc would fuse it with a sum behind it, whose bits would
+// then depend on what is summed where.
 __device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ double rounded_product(double a, double b) { return __dmul_rn(a, b); }
 

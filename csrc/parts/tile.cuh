@@ -75,8 +75,8 @@ __device__ __forceinline__ void load_source(const Tiles& t, const Window& window
 template <int kOutputs, int kStride>
 constexpr int kTapStride = kOutputs * kStride + 4;
 
-// Those of outputs from `output` on and of the channels from `channel` on. `weight` is [K, C, R, R],
-// `inner` its C. kTransposed: outputs are the convolution's inputs, and channels its outputs.
+// Those of outputs from `output` on and of the channels from `channel` on. `weight` is [K, C, R,
+// R], `inner` its C. kTransposed: outputs are the convolution's inputs, and channels its outputs.
 // Either way what is read of a row of the bank lies side by side.
 template <class Precision, int kOutputs, int kDepth, int kStride, bool kTransposed>
 struct WeightChunk {

@@ -200,8 +200,7 @@ __device__ __forceinline__ TilePlace tile_place(const Tiles& t, int64_t number) 
 __device__ __forceinline__ TilePlace source_place(const Tiles& t, const TilePlace& tile,
                                                   const Window& window, int pixel) {
   const int line = t.source_columns.quotient(pixel), image = t.source_rows.quotient(line);
-  return {tile.image + image,
-          tile.y * window.step + line - image * t.source_rows - window.top,
+  return {tile.image + image, tile.y * window.step + line - image * t.source_rows - window.top,
           tile.x * window.step + pixel - line * t.source_columns - window.left};
 }
 

@@ -169,7 +169,7 @@ def test_the_sweep_is_of_the_super_network() -> None:
     curve = evaluate(scores, TRUTH, resamples=2).sweep
     order = scores.accuracy.argsort(descending=True)
     expected = TRUTH.accuracy[order].cumsum(0) / torch.arange(1, 65)
-    np.testing.assert_allclose(curve, expected.numpy(), rtol=1e-12)
+    assert curve == pytest.approx(expected.numpy())
 
 
 def test_isomorphic_architectures_are_counted() -> None:

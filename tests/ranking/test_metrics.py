@@ -57,7 +57,7 @@ TIES = (
 def test_a_selection_is_the_mean_over_all_orders_of_ties(prediction: Array, truth: Array) -> None:
     curve = sweep(prediction, truth)
     expected = [mean_over_orders(prediction, truth, n) for n in range(1, 6)]
-    np.testing.assert_allclose(curve, expected, rtol=1e-13)
+    assert curve == pytest.approx(expected)
 
 
 def overlap(first: Sequence[int], second: Sequence[int], k: int) -> float:

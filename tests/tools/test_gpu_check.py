@@ -221,7 +221,7 @@ FACTS = {"tests": {"tests/ops/test_sgd.py": 130, "tests/ops/test_copy_rows.py": 
 
 def test_the_stages(tmp_path: Path) -> None:
     stages = {stage.name: stage for stage in plan.stages(setting(tmp_path), FACTS)}
-    assert list(stages)[:3] == ["fragments", "tests.sgd.1", "tests.copy_rows.1"]
+    assert list(stages)[:4] == ["fragments", "tests.sgd.1", "tests.sgd.2", "tests.copy_rows.1"]
     for tool in plan.TOOLS:
         assert {n for n in stages if n.startswith(f"{tool}.sgd")} == {
             f"{tool}.sgd.{part}" for part in (1, 2, 3)
@@ -237,7 +237,7 @@ def test_the_stages(tmp_path: Path) -> None:
             assert f"profile.{network}.{batch}" in stages
     assert "--device" in stages["kernels"].command
     assert all(stage.limit < 600 for stage in stages.values())
-    many = plan.stages(setting(tmp_path), {"tests": {"tests/ops/test_sgd.py": 2500}})
+    many = plan.stages(setting(tmp_path), {"tests": {"tests/ops/test_sgd.py": 250}})
     parts = [stage.command[-1] for stage in many if stage.name.startswith("tests.")]
     assert parts == ["--part=1/3", "--part=2/3", "--part=3/3"]
 

@@ -61,9 +61,8 @@ def networks() -> tuple[NB201SuperNetwork, StockNB201]:
 
 
 def assert_same(ours: Tensor, theirs: Tensor, name: str) -> None:
-    torch.testing.assert_close(
-        ours.detach(), theirs.detach(), rtol=1e-8, atol=1e-10, msg=lambda m: f"{name}: {m}"
-    )
+    wanted = pytest.approx(theirs.detach().numpy(), rel=1e-8, abs=1e-10)
+    assert ours.detach().numpy() == wanted, name
 
 
 def assert_same_fixed(net: NB201SuperNetwork, stock: StockNB201) -> None:
