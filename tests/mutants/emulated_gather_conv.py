@@ -11,9 +11,23 @@ _GENERAL = (_TEST, "-k", "emulated and small_integers and odd")
 MUTANTS = (
     Mutant(
         "off-by-one halo",
+        "csrc/parts/tile_plan.cuh",
+        "line - image * t.source_rows - window.top,",
+        "line - image * t.source_rows - window.top + MUTANT,",
+        _EXACT,
+    ),
+    Mutant(
+        "a divisor whose quotients come one number late",
+        "csrc/parts/tile_plan.cuh",
+        "(uint64_t{static_cast<uint32_t>(n + 1)} * inverse_)",
+        "(uint64_t{static_cast<uint32_t>(n + !MUTANT)} * inverse_)",
+        _EXACT,
+    ),
+    Mutant(
+        "weights loaded by 16 bytes are not turned round for a gradient",
         "csrc/parts/tile.cuh",
-        "const int y = tile.y * window.step + row - window.top;",
-        "const int y = tile.y * window.step + row - window.top + MUTANT;",
+        "const int source = kTransposed ? kTaps - 1 - tap : tap;",
+        "const int source = kTransposed && !MUTANT ? kTaps - 1 - tap : tap;",
         _EXACT,
     ),
     Mutant(

@@ -19,15 +19,15 @@ MUTANTS = (
     Mutant(
         "a convolution reads its node without ReLU",
         _FORWARD,
-        "own[i] = rectified ? rectify(own[i]) : own[i];",
-        "own[i] = rectified && !MUTANT ? rectify(own[i]) : own[i];",
+        "rectified ? rectify(values[b][i]) : values[b][i];",
+        "rectified && !MUTANT ? rectify(values[b][i]) : values[b][i];",
         _EVERY,
     ),
     Mutant(
         "the rim of a tile shifted by one",
         _TILE,
-        "const int y = tile.y + line % t.source_rows - 1,",
-        "const int y = tile.y + line % t.source_rows - 1 + MUTANT,",
+        "const int y = tile.y + line - image * t.source_rows - 1;",
+        "const int y = tile.y + line - image * t.source_rows - 1 + MUTANT;",
         _EVERY,
     ),
     Mutant(
@@ -40,8 +40,8 @@ MUTANTS = (
     Mutant(
         "statistics of the first convolution for all that leave a node",
         _CELL,
-        ".sum(slot, leaving_place(e) * l.p.channels + c);",
-        ".sum(slot, (MUTANT ? 0 : leaving_place(e)) * l.p.channels + c);",
+        ".sum_at_once(slot, leaving_place(e) * l.p.channels + c);",
+        ".sum_at_once(slot, (MUTANT ? 0 : leaving_place(e)) * l.p.channels + c);",
         _EVERY,
     ),
     Mutant(

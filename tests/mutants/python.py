@@ -79,7 +79,7 @@ PYTHON = (
     Mutant(
         "momentum does not follow the split",
         _OPTIM,
-        "grown[: sources.shape[0]] = copy_rows(buffer, sources.to(buffer.device))",
+        "buffer[: sources.shape[0]] = rows",
         "pass",
         ("tests/optim",),
     ),
@@ -92,9 +92,9 @@ PYTHON = (
     ),
     Mutant(
         "statistics written to row 0",
-        "cwkernels/networks/nb201.py",
-        "rows.where(alive & (codes == code), -1)",
-        "torch.zeros_like(rows).where(alive & (codes == code), -1)",
+        "cwkernels/networks/supernet.py",
+        "kinds = rows[:, self._norm_decisions].where(runs, -1).T",
+        "kinds = (0 * rows)[:, self._norm_decisions].where(runs, -1).T",
         ("tests/networks/test_rows_read.py",),
     ),
 )
