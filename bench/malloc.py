@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import unbound
+from bench.options import command_line
 
 SETTINGS: Mapping[str, Mapping[str, str]] = {
     "default": {},
@@ -52,3 +53,12 @@ def measured_under(
             subprocess.run(command, cwd=root, env=environment(setting, threads), check=True)
         measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return measured
+
+
+def recorded(
+    schema: str, setting: str, module: str, arguments: Sequence[str], threads: int
+) -> dict[str, Any]:
+    """A record of what is measured under one setting: its schema, the command, the setting."""
+    measured = measured_under(setting, module, arguments, threads)
+    command = command_line(module, arguments)
+    return {"schema": schema, "command": command, "malloc": setting, **measured}

@@ -3,7 +3,7 @@
 import argparse
 import importlib.util
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -40,6 +40,22 @@ class Parser(argparse.ArgumentParser):
         """Print one line to stderr and leave with code 2."""
         self.exit(2, f"{self.prog}: error: {message} (--help shows the options)\n")
 
+    def add_networks(self) -> None:
+        """The option that says which networks."""
+        self.add_argument(
+            "--networks",
+            type=network_names,
+            default=NETWORKS,
+            metavar="NAMES",
+            help=f"which, separated by commas (default: {','.join(NETWORKS)})",
+        )
+
+    def add_counts(self, counts: Iterable[tuple[str, int, str]]) -> None:
+        """An option for each number of at least 1: name, default, what it counts."""
+        for name, default, what in counts:
+            text = f"{what} ({default})"
+            self.add_argument(f"--{name}", type=positive, default=default, metavar="N", help=text)
+
 
 def parse(parser: Parser, arguments: Sequence[str] | None) -> Options:
     """The options, once all that can be known without torch is checked."""
@@ -70,13 +86,7 @@ def make_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--networks",
-        type=network_names,
-        default=NETWORKS,
-        metavar="NAMES",
-        help=f"which, separated by commas (default: {','.join(NETWORKS)})",
-    )
+    parser.add_networks()
     parser.add_argument(
         "--batch",
         type=positive,

@@ -19,7 +19,7 @@ from bench import experiment, passes, peers_table
 from bench.devices import DEVICES, benchmark_device
 from bench.harness import clocks, describe_machine, write_json
 from bench.malloc import SETTINGS, measured_under
-from bench.options import NETWORKS, Parser, check_file, command_line, network_names, positive
+from bench.options import Parser, check_file, command_line
 from bench.targets import outcomes
 
 MODULE = "bench.peers"
@@ -56,21 +56,15 @@ def parse(arguments: Sequence[str]) -> Namespace:
         allow_abbrev=False,
     )
     most = experiment.MAX_ARCHITECTURES
-    parser.add_argument(
-        "--networks",
-        type=network_names,
-        default=NETWORKS,
-        metavar="NAMES",
-        help=f"which, separated by commas (default: {','.join(NETWORKS)})",
+    parser.add_networks()
+    parser.add_counts(
+        (
+            ("batch", 64, "images in a step"),
+            ("architectures", most, f"random architectures, at most {most}"),
+            ("rounds", 4, "timed rounds over the architectures, raised to an even number"),
+            ("threads", 2, "threads, pinned"),
+        )
     )
-    for name, default, what in (
-        ("batch", 64, "images in a step"),
-        ("architectures", most, f"random architectures, at most {most}"),
-        ("rounds", 4, "timed rounds over the architectures, raised to an even number"),
-        ("threads", 2, "threads, pinned"),
-    ):
-        text = f"{what} ({default})"
-        parser.add_argument(f"--{name}", type=positive, default=default, metavar="N", help=text)
     parser.add_argument(
         "--malloc", choices=SETTINGS, help="one setting of malloc only (default: both)"
     )

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 import cwkernels as cw
 from bench.contestants import space_of, stock_network
 from bench.harness import Action, Interval, Machine, describe_machine, interleave, write_json
-from bench.malloc import measured_under
-from bench.options import NETWORKS, Parser, check_file, command_line, network_names, positive
+from bench.malloc import recorded
+from bench.options import Parser, check_file
 from bench.stock_networks import StockMacro, StockNB201
 from cwkernels.ranking.images import ScoringImages
 from cwkernels.ranking.options import WAYS
@@ -182,9 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.child is not None:
         write_json(options.child, run_here(options))
         return 0
-    measured = measured_under(SETTING, MODULE, arguments, options.threads)
-    command = command_line(MODULE, arguments)
-    record = {"schema": SCHEMA, "command": command, "malloc": SETTING, **measured}
+    record = recorded(SCHEMA, SETTING, MODULE, arguments, options.threads)
     print(text(record))
     if options.json is not None:
         write_json(options.json, record)
@@ -194,23 +192,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str]) -> Namespace:
     """The options; an error is one line and exit code 2."""
     parser = Parser(prog="ranking", description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "--networks",
-        type=network_names,
-        default=NETWORKS,
-        metavar="NAMES",
-        help=f"which, separated by commas (default: {','.join(NETWORKS)})",
+    parser.add_networks()
+    parser.add_counts(
+        (
+            ("batch", 64, "images in a batch"),
+            ("batches", 20, "batches of the recalibration"),
+            ("images", 1280, "validation images"),
+            ("levels", 4, "layers of Macro that the subtree varies: 3 to that power architectures"),
+            ("rounds", 2, "timed rounds, raised to an even number"),
+            ("threads", 2, "threads, pinned"),
+        )
     )
-    for name, default, what in (
-        ("batch", 64, "images in a batch"),
-        ("batches", 20, "batches of the recalibration"),
-        ("images", 1280, "validation images"),
-        ("levels", 4, "layers of Macro that the subtree varies: 3 to that power architectures"),
-        ("rounds", 2, "timed rounds, raised to an even number"),
-        ("threads", 2, "threads, pinned"),
-    ):
-        text = f"{what} ({default})"
-        parser.add_argument(f"--{name}", type=positive, default=default, metavar="N", help=text)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the record there")
     parser.add_argument("--child", type=Path, metavar="FILE", help="measure in this process only")
     options = parser.parse_args(arguments)

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 import cwkernels as cw
 from bench.contestants import Contestant, heaviest_architecture, stock_optimizer
 from bench.harness import Action, Interval, Machine, describe_machine, interleave, write_json
-from bench.malloc import measured_under
-from bench.options import Parser, check_file, command_line, positive
+from bench.malloc import recorded
+from bench.options import Parser, check_file, positive
 from bench.stock_networks import StockNB201
 
 MODULE = "bench.scaling"
@@ -188,9 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.child is not None:
         write_json(options.child, run_here(options))
         return 0
-    measured = measured_under(SETTING, MODULE, arguments, options.threads)
-    command = command_line(MODULE, arguments)
-    record = {"schema": SCHEMA, "command": command, "malloc": SETTING, **measured}
+    record = recorded(SCHEMA, SETTING, MODULE, arguments, options.threads)
     print(text(record))
     if options.json is not None:
         write_json(options.json, record)

@@ -41,6 +41,16 @@ inline const char* device_name(const Tensor& tensor) {
   return tensor.is_cpu() ? "the CPU" : "the GPU";
 }
 
+// An argument that is an entry of a list.
+inline std::string entry(const char* list, size_t i) {
+  return std::string(list) + "[" + std::to_string(i) + "]";
+}
+
+inline void check_length(const char* operation, const char* list, size_t length, const char* like,
+                         size_t wanted) {
+  CWK_CHECK(length == wanted, operation, list, std::string("as many entries as ") + like, length);
+}
+
 inline void check_same_device(const char* operation, const char* argument, const Tensor& tensor,
                               const Tensor& like) {
   CWK_CHECK(tensor.device() == like.device(), operation, argument,
@@ -55,7 +65,8 @@ inline void check_rows(const char* operation, const Tensor& rows, int64_t num_ro
   CWK_CHECK(rows.is_contiguous(), operation, "rows", "a contiguous tensor", "a strided one");
   const int64_t* values = static_cast<const int64_t*>(rows.const_data_ptr());
   for (int64_t i = 0; i < rows.numel(); ++i) {
-    CWK_CHECK(values[i] >= 0 && values[i] < num_rows, operation, "rows[" + std::to_string(i) + "]",
+    CWK_CHECK(values[i] >= 0 && values[i] < num_rows, operation,
+              entry("rows", static_cast<size_t>(i)),
               "a row in [0, " + std::to_string(num_rows) + ")", values[i]);
   }
 }

@@ -9,10 +9,6 @@
 // One of the tensors that sgd and sgd_slots move: what they check of it, and where it lies.
 namespace cwkernels {
 
-inline std::string entry(const char* list, size_t i) {
-  return std::string(list) + "[" + std::to_string(i) + "]";
-}
-
 // Whether two tensors agree in sizes from dimension `first` on.
 inline bool same_sizes(const Tensor& one, const Tensor& other, int64_t first = 0) {
   if (one.dim() != other.dim()) return false;
@@ -63,10 +59,6 @@ inline void check_item(const char* operation, size_t i, const SgdItem& item, con
   check_like(operation, "momentum_buffers", i, momentum, weight,
              same_sizes(momentum, weight) ||
                  (!item.whole && same_sizes(momentum, weight, 1) && momentum.size(0) == 1));
-}
-
-inline void check_length(const char* operation, const char* list, size_t length, size_t wanted) {
-  CWK_CHECK(length == wanted, operation, list, "as many entries as weights", length);
 }
 
 // Whether all elements lie side by side, in whatever order of dimensions.

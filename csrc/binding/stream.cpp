@@ -10,7 +10,12 @@ void check(const char* call, AOTITorchError error) {
   STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "cwkernels: ", call, " failed with error ", error);
 }
 
-// A CPU-only torch exports neither name below, so linking against one would make the whole library
+// torch 2.13 made the handle of any stream part of the stable interface; before that there is the
+// CUDA-only call.
+constexpr const char* kAnyStream = "torch_stream_native_handle";
+constexpr const char* kCudaStream = "aoti_torch_get_current_cuda_stream";
+
+// A CPU-only torch exports neither name, so linking against one would make the whole library
 // unloadable there: both are looked up where they are needed. torch is loaded without RTLD_GLOBAL,
 // and its CUDA half is no dependency of ours: that is asked by its file's name.
 void* symbol(const char* name) {
@@ -23,11 +28,6 @@ void* symbol(const char* name) {
 }
 
 }  // namespace
-
-// torch 2.13 made the handle of any stream part of the stable interface; before that there is the
-// CUDA-only call.
-constexpr const char* kAnyStream = "torch_stream_native_handle";
-constexpr const char* kCudaStream = "aoti_torch_get_current_cuda_stream";
 
 void* current_stream(int32_t device_index) {
   using NativeHandle = AOTITorchError (*)(StreamHandle, void**);

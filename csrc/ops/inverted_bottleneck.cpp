@@ -87,8 +87,8 @@ void check_tensor(const std::string& name, const Tensor& tensor, const Tensor& i
 // The shapes that go with sets, channels and kernel sizes of the banks.
 std::vector<Shape> bank_shapes(const Tensors& weights, int64_t stride) {
   for (size_t i : {0, 1, 2, 3, 4}) {
-    CWK_CHECK(i < weights.size() && weights[i].dim() == 5, kName,
-              "weights[" + std::to_string(i) + "]", "a bank of 5 dimensions", "another");
+    CWK_CHECK(i < weights.size() && weights[i].dim() == 5, kName, entry("weights", i),
+              "a bank of 5 dimensions", "another");
   }
   const int64_t sets = weights[0].size(0), in = weights[0].size(2), out = weights[2].size(1);
   std::vector<Shape> shapes;
@@ -115,7 +115,7 @@ void check_banks(const Tensor& images, const std::array<Tensors, 5>& groups, int
     CWK_CHECK(groups[g].size() == shapes.size(), kName, names[g],
               std::to_string(shapes.size()) + " banks", groups[g].size());
     for (size_t i = 0; i < shapes.size(); ++i) {
-      check_tensor(std::string(names[g]) + "[" + std::to_string(i) + "]", groups[g][i], images,
+      check_tensor(entry(names[g], i), groups[g][i], images,
                    g == 0 ? shapes[i] : Shape{shapes[i][0], shapes[i][1]});
     }
   }

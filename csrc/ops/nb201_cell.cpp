@@ -96,9 +96,8 @@ void check(const char* name, const Tensor& images, const Tensor& selection, cons
                   bank.size(3) == size && bank.size(4) == size &&
                   bank.size(0) == weights[i / per_edge * per_edge].size(0) &&
                   bank.scalar_type() == dtype,
-              name, "weights[" + std::to_string(i) + "]", "a contiguous bank [S, C, C, R, R]",
-              describe(bank));
-    CWK_CHECK(bank.device() == images.device(), name, "weights[" + std::to_string(i) + "]",
+              name, entry("weights", i), "a contiguous bank [S, C, C, R, R]", describe(bank));
+    CWK_CHECK(bank.device() == images.device(), name, entry("weights", i),
               "a tensor on the input's device", "one on another device");
   }
   for (const Tensors* group : {&running_mean, &running_var}) {

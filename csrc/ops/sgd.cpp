@@ -78,9 +78,9 @@ class Moves {
 template <class Run>
 void step(const Run& run, Tensors weights, Tensors momenta, const Tensors& grads, Tensors rows,
           double lr, double momentum, double weight_decay) {
-  check_length(kName, "momentum_buffers", momenta.size(), weights.size());
-  check_length(kName, "grads", grads.size(), weights.size());
-  check_length(kName, "rows", rows.size(), weights.size());
+  check_length(kName, "momentum_buffers", momenta.size(), "weights", weights.size());
+  check_length(kName, "grads", grads.size(), "weights", weights.size());
+  check_length(kName, "rows", rows.size(), "weights", weights.size());
   for (Tensor& own : rows) {
     if (!own.is_contiguous()) own = torch::stable::contiguous(own);
   }

@@ -1,3 +1,4 @@
+#include "../parts/by_dtype.cuh"
 #include "sgd.cuh"
 
 namespace cwkernels {
@@ -15,17 +16,9 @@ CudaScratch sgd_cuda_scratch(const SgdParams& p) {
 }
 
 int sgd_cuda(const SgdParams& p, void* stream) {
-  SgdLaunches<float> floats(p, stream);
-  SgdLaunches<double> doubles(p, stream);
-  for (int64_t i = 0; i < p.target_count; ++i) {
-    if (p.targets[i].double_precision) {
-      doubles.add(p.targets[i]);
-    } else {
-      floats.add(p.targets[i]);
-    }
-  }
-  const int error = floats.run();
-  return error != 0 ? error : doubles.run();
+  return launch_by_dtype(SgdLaunches<float>(p, stream), SgdLaunches<double>(p, stream), p.targets,
+                         p.target_count,
+                         [&](auto& launches, int64_t i) { launches.add(p.targets[i]); });
 }
 
 }  // namespace cwkernels

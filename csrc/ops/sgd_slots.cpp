@@ -60,9 +60,9 @@ void sgd_slots_gpu(Tensors weights, Tensors momenta, Tensors grads, Tensors rows
                    std::optional<Tensor> lr_on_device, double momentum, double weight_decay) {
   CWK_CHECK(!weights.empty(), kName, "weights", "at least one", "none");
   const GpuCall call(kName, weights[0]);
-  check_length(kName, "momentum_buffers", momenta.size(), weights.size());
-  check_length(kName, "grads", grads.size(), weights.size());
-  check_length(kName, "rows", rows.size(), weights.size());
+  check_length(kName, "momentum_buffers", momenta.size(), "weights", weights.size());
+  check_length(kName, "grads", grads.size(), "weights", weights.size());
+  check_length(kName, "rows", rows.size(), "weights", weights.size());
   check_lr(lr_on_device, weights[0]);
   for (Tensor& own : rows) {
     if (!own.is_contiguous()) own = torch::stable::contiguous(own);

@@ -17,10 +17,6 @@ using Tensors = std::vector<Tensor>;
 
 constexpr const char* kName = "update_statistics";
 
-std::string entry(const char* list, size_t i) {
-  return std::string(list) + "[" + std::to_string(i) + "]";
-}
-
 void check_entry(const char* list, size_t i, const Tensor& tensor, const Tensor& mean,
                  ScalarType dtype, const std::vector<int64_t>& shape) {
   bool fits = tensor.scalar_type() == dtype && tensor.dim() == static_cast<int64_t>(shape.size()) &&
@@ -35,20 +31,16 @@ void check_entry(const char* list, size_t i, const Tensor& tensor, const Tensor&
   CWK_CHECK(false, kName, entry(list, i), wanted, dtype_name(tensor) + (" " + describe(tensor)));
 }
 
-void check_length(const char* list, size_t length, size_t wanted) {
-  CWK_CHECK(length == wanted, kName, list, "as many entries as running_mean", length);
-}
-
 // Whether rows lie where only kernels read them; the dtype tells, as on the emulator all tensors
 // lie on the CPU.
 bool is_by_pointer(const Tensor& rows) { return rows.scalar_type() == ScalarType::Int; }
 
 void check(const Tensors& mean, const Tensors& var, const Tensors& batches,
            const Tensors& statistics, const Tensor& rows, const std::vector<int64_t>& counts) {
-  check_length("running_var", var.size(), mean.size());
-  check_length("num_batches_tracked", batches.size(), mean.size());
-  check_length("statistics", statistics.size(), mean.size());
-  check_length("counts", counts.size(), mean.size());
+  check_length(kName, "running_var", var.size(), "running_mean", mean.size());
+  check_length(kName, "num_batches_tracked", batches.size(), "running_mean", mean.size());
+  check_length(kName, "statistics", statistics.size(), "running_mean", mean.size());
+  check_length(kName, "counts", counts.size(), "running_mean", mean.size());
   const bool by_value = rows.scalar_type() == ScalarType::Long && rows.is_cpu();
   const bool by_pointer =
       is_by_pointer(rows) && (mean.empty() || rows.device() == mean[0].device());

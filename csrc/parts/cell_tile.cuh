@@ -61,12 +61,11 @@ __device__ __forceinline__ void cell_load_tile(const CellTileLaunch& p, const Ti
 #pragma unroll
     for (int b = 0; b < CellBatch::kCount; ++b) {
       const int pixel = first + b * rows;
-      const int line = t.source_columns.quotient(pixel), image = t.source_rows.quotient(line);
-      const int y = tile.y + line - image * t.source_rows - 1;
-      const int x = tile.x + pixel - line * t.source_columns - 1;
+      const InStack at = in_stack(t.source_rows, t.source_columns, pixel);
+      const int y = tile.y + at.y - 1, x = tile.x + at.x - 1;
       batch.y[b] = y, batch.x[b] = x;
-      batch.live[b] = image < images && y >= 0 && y < t.height && x >= 0 && x < t.width;
-      batch.offsets[b] = ((image * t.height + y) * t.width + x) * p.pieces * 4 + batch.channel;
+      batch.live[b] = at.image < images && y >= 0 && y < t.height && x >= 0 && x < t.width;
+      batch.offsets[b] = ((at.image * t.height + y) * t.width + x) * p.pieces * 4 + batch.channel;
     }
     Four values[CellBatch::kCount] = {};
     load(batch, values);

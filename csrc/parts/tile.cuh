@@ -54,10 +54,13 @@ __device__ __forceinline__ void load_source(const Tiles& t, const Window& window
                                             int channel, const Load& load, float* to) {
   constexpr int kPieces = kDepth / 4;
   const auto read = [&](int i) {
-    const TilePlace at = source_place(t, tile, window, i / kPieces);
+    const InStack at = in_stack(t.source_rows, t.source_columns, i / kPieces);
+    const int64_t image = tile.image + at.image;
+    const int y = tile.y * window.step + at.y - window.top;
+    const int x = tile.x * window.step + at.x - window.left;
     Four four{};
-    if (at.image < t.all_images && at.y >= 0 && at.y < height && at.x >= 0 && at.x < width) {
-      four = load(at.image, at.y, at.x, channel + i % kPieces * 4);
+    if (image < t.all_images && y >= 0 && y < height && x >= 0 && x < width) {
+      four = load(image, y, x, channel + i % kPieces * 4);
 #pragma unroll
       for (int e = 0; e < 4; ++e) four[e] = Precision::hold(four[e]);
     }

@@ -16,7 +16,6 @@ class Divisor {
   // The inverse is too small by at most 1, so that (n + 1) times it is short of a whole quotient by
   // less than the last n has to spare, and n + 1 = k by stays below k.
   __host__ __device__ int quotient(int n) const {
-    if (by_ == 1) return n;
     return static_cast<int>((uint64_t{static_cast<uint32_t>(n + 1)} * inverse_) >> 32);
   }
 
@@ -196,21 +195,22 @@ __device__ __forceinline__ TilePlace tile_place(const Tiles& t, int64_t number) 
           static_cast<int>(own - line * across) * t.columns};
 }
 
-// Where a pixel that a tile reads lies in its images.
-__device__ __forceinline__ TilePlace source_place(const Tiles& t, const TilePlace& tile,
-                                                  const Window& window, int pixel) {
-  const int line = t.source_columns.quotient(pixel), image = t.source_rows.quotient(line);
-  return {tile.image + image, tile.y * window.step + line - image * t.source_rows - window.top,
-          tile.x * window.step + pixel - line * t.source_columns - window.left};
+// Where pixel `pixel` of stacked images of `rows` x `columns` is.
+struct InStack {
+  int image, y, x;
+};
+__device__ __forceinline__ InStack in_stack(const Divisor& rows, const Divisor& columns,
+                                            int pixel) {
+  const int line = columns.quotient(pixel), image = rows.quotient(line);
+  return {image, line - image * rows, pixel - line * columns};
 }
 
 // Output `pixel` of a tile, or whether there is none.
 __device__ __forceinline__ bool output_place(const Tiles& t, const TilePlace& tile, int pixel,
                                              TilePlace* place) {
-  const int line = t.columns.quotient(pixel), image = t.rows.quotient(line);
-  const int y = line - image * t.rows, x = pixel - line * t.columns;
-  *place = {tile.image + image, tile.y + y, tile.x + x};
-  return image < t.images && place->image < t.all_images && place->y < t.height &&
+  const InStack at = in_stack(t.rows, t.columns, pixel);
+  *place = {tile.image + at.image, tile.y + at.y, tile.x + at.x};
+  return at.image < t.images && place->image < t.all_images && place->y < t.height &&
          place->x < t.width;
 }
 
@@ -218,9 +218,8 @@ __device__ __forceinline__ bool output_place(const Tiles& t, const TilePlace& ti
 // of a product than outputs; they read the first.
 __device__ __forceinline__ int source_number(const Tiles& t, const Window& window, int pixel) {
   if (pixel >= t.pixels()) return 0;
-  const int line = t.columns.quotient(pixel), image = t.rows.quotient(line);
-  const int y = line - image * t.rows, x = pixel - line * t.columns;
-  return (image * t.source_rows + y * window.step) * t.source_columns + x * window.step;
+  const InStack at = in_stack(t.rows, t.columns, pixel);
+  return (at.image * t.source_rows + at.y * window.step) * t.source_columns + at.x * window.step;
 }
 
 }  // namespace cwkernels

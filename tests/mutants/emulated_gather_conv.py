@@ -11,9 +11,9 @@ _GENERAL = (_TEST, "-k", "emulated and small_integers and odd")
 MUTANTS = (
     Mutant(
         "off-by-one halo",
-        "csrc/parts/tile_plan.cuh",
-        "line - image * t.source_rows - window.top,",
-        "line - image * t.source_rows - window.top + MUTANT,",
+        "csrc/parts/tile.cuh",
+        "const int y = tile.y * window.step + at.y - window.top;",
+        "const int y = tile.y * window.step + at.y - window.top + MUTANT;",
         _EXACT,
     ),
     Mutant(

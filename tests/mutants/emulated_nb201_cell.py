@@ -26,8 +26,8 @@ MUTANTS = (
     Mutant(
         "the rim of a tile shifted by one",
         _TILE,
-        "const int y = tile.y + line - image * t.source_rows - 1;",
-        "const int y = tile.y + line - image * t.source_rows - 1 + MUTANT;",
+        "const int y = tile.y + at.y - 1, x = tile.x + at.x - 1;",
+        "const int y = tile.y + at.y - 1 + MUTANT, x = tile.x + at.x - 1;",
         _EVERY,
     ),
     Mutant(

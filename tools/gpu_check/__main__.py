@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     planned = [
         stage for stage in plan.stages(setting, first["facts"]) if options.only in stage.name
     ]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(runner.record, [stage for stage in planned if plan.shares(stage)]))
-    for stage in planned:
-        runner.record(stage)
+    for together, stages in groupby(planned, plan.shares):
+        with ThreadPoolExecutor(options.jobs if together else 1) as pool:
+            list(pool.map(runner.record, stages))
     return runner.report([plan.environment(setting), *planned], first)
 
 
