@@ -4,8 +4,8 @@
 namespace cwkernels {
 
 // Shares out `count` targets to the collector of their dtype, by add(collector, i) in order, and
-// launches what each has collected; returns the first cudaError_t that is one. `targets` say whether
-// they are of double_precision, and run() of a collector launches.
+// launches what each has collected; returns the first cudaError_t that is one. `targets` say
+// whether they are of double_precision, and run() of a collector launches.
 template <class Floats, class Doubles, class Target, class Add>
 int launch_by_dtype(Floats floats, Doubles doubles, const Target* targets, int64_t count,
                     const Add& add) {
