@@ -198,7 +198,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
             ("batch", 64, "images in a batch"),
             ("batches", 20, "batches of the recalibration"),
             ("images", 1280, "validation images"),
-            ("levels", 4, "layers of Macro that the subtree varies: 3 to that power architectures"),
+            ("levels", 5, "layers of Macro that the subtree varies: 3 to that power architectures"),
             ("rounds", 2, "timed rounds, raised to an even number"),
             ("threads", 2, "threads, pinned"),
         )

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from cwkernels.networks.standalone import MacroNetwork, cut_macro
-from cwkernels.networks.supernet import ConvNormLayer, Selection, SuperNetwork
+from cwkernels.networks.supernet import ConvNormLayer, Recorder, Selection, SuperNetwork
 from cwkernels.nn import MacroLayer
 from cwkernels.spaces import checks
 from cwkernels.spaces import macro as macro_space
@@ -45,17 +45,24 @@ class MacroSuperNetwork(SuperNetwork):
             [N, num_classes] or [A, N, num_classes].
         """
         selection, recorder = self._begin(images, arch)
-        value = self.stem(images, recorder)
+        value = self.head(self._trunk(images, selection, recorder), recorder)
+        if self.training:
+            recorder.write(self.statistics_momentum)
+        return self.classify(value)
+
+    def _measure(self, images: Tensor, selection: Selection, recorder: Recorder) -> None:
+        self.head.measure(self._trunk(images, selection, recorder), recorder)
+
+    def _trunk(self, images: Tensor, selection: Selection, recorder: Recorder) -> Tensor:
+        """Stem and layers."""
+        value: Tensor = self.stem(images, recorder)
         # By layer and then by architecture, as the operation has them: at most one copy.
         choices = selection.choices.movedim(-2, 0).contiguous()
         rows = selection.norm_rows.split(len(CANDIDATES))
         for layer, own, norm_rows in zip(self.layers, choices.unbind(), rows, strict=False):
             value, measured = layer(value, own, norm_rows)
             recorder.measurements += measured
-        value = self.head(value, recorder)
-        if self.training:
-            recorder.write(self.statistics_momentum)
-        return self.classify(value)
+        return value
 
     def standalone(self, arch: Tensor) -> MacroNetwork:
         """A plain torch network of one architecture, with this network's weights.

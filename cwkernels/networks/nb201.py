@@ -70,34 +70,9 @@ class NB201SuperNetwork(SuperNetwork):
             [N, num_classes] or [A, N, num_classes].
         """
         selection, recorder = self._begin(images, arch)
-        choices = self._planned(selection.choices)
-        norm_rows = selection.norm_rows[:-1]
-        value = self.stem(images, recorder)
-        statistics = value  # until a cell has run
-        for cell in self.cells:
-            if isinstance(cell, NB201Cell):
-                value, statistics, measured = cell(value, choices, norm_rows)
-                recorder.measurements += measured
-            else:
-                value, fixed = cell(value)
-                for norm, own, count in fixed:
-                    recorder.fixed(norm, own, count)
-        logits = self._head(value, statistics, recorder)
+        value, statistics = self._trunk(images, selection, recorder)
         if self.training:
             recorder.write(self.statistics_momentum)
-        return logits
-
-    def _planned(self, choices: Tensor) -> Tensor | ops.NB201Plan:
-        """A choice that only the device knows is planned there once for all cells."""
-        if choices.dtype == torch.int64:
-            return choices
-        return next(cell for cell in self.cells if isinstance(cell, NB201Cell)).plan(choices)
-
-    def _live(self, codes: Tensor) -> Tensor:
-        return live(codes)
-
-    def _head(self, value: Tensor, statistics: Tensor, recorder: Recorder) -> Tensor:
-        recorder.fixed(self.head_norm, statistics, pixel_count(value))
         normalized = ops.norm_add(
             value,
             self.head_norm.used(statistics),
@@ -107,6 +82,37 @@ class NB201SuperNetwork(SuperNetwork):
             training=self.training,
         )
         return self.classify(normalized)
+
+    def _measure(self, images: Tensor, selection: Selection, recorder: Recorder) -> None:
+        self._trunk(images, selection, recorder)
+
+    def _trunk(
+        self, images: Tensor, selection: Selection, recorder: Recorder
+    ) -> tuple[Tensor, Tensor]:
+        """Stem and cells: the last one's output and its statistics."""
+        choices = self._planned(selection.choices)
+        norm_rows = selection.norm_rows[:-1]
+        value: Tensor = self.stem(images, recorder)
+        statistics = value  # until a cell has run
+        for cell in self.cells:
+            if isinstance(cell, NB201Cell):
+                value, statistics, measured = cell(value, choices, norm_rows)
+                recorder.measurements += measured
+            else:
+                value, fixed = cell(value)
+                for norm, own, count in fixed:
+                    recorder.fixed(norm, own, count)
+        recorder.fixed(self.head_norm, statistics, pixel_count(value))
+        return value, statistics
+
+    def _planned(self, choices: Tensor) -> Tensor | ops.NB201Plan:
+        """A choice that only the device knows is planned there once for all cells."""
+        if choices.dtype == torch.int64:
+            return choices
+        return next(cell for cell in self.cells if isinstance(cell, NB201Cell)).plan(choices)
+
+    def _live(self, codes: Tensor) -> Tensor:
+        return live(codes)
 
     def standalone(self, arch: Tensor) -> NB201Network:
         """A plain torch network of one architecture, with this network's weights.

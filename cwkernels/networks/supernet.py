@@ -391,8 +391,7 @@ class ConvNormLayer(nn.Module):
 
     def forward(self, input: Tensor, recorder: Recorder) -> Tensor:
         """[..., N, C, H, W] to [..., N, K, H, W]."""
-        raw, measured = ops.conv_norm(input, self.conv.weight)
-        recorder.fixed(self.norm, measured, pixel_count(raw))
+        raw, measured = self.measure(input, recorder)
         return ops.norm_add(
             raw,
             self.norm.used(measured),
@@ -401,3 +400,9 @@ class ConvNormLayer(nn.Module):
             relu=self.relu,
             training=self.training,
         )
+
+    def measure(self, input: Tensor, recorder: Recorder) -> tuple[Tensor, Tensor]:
+        """The convolution's raw output and its statistics [..., 2, K]."""
+        raw, measured = ops.conv_norm(input, self.conv.weight)
+        recorder.fixed(self.norm, measured, pixel_count(raw))
+        return raw, measured

@@ -2,14 +2,14 @@
 
 A layer's output, and so the statistics of its batch norms, depends on the choices up to it alone:
 on the *prefix*. The prefixes of a chunk of architectures are a tree. Each batch of images walks the
-whole tree, depth first, so that a node's layer runs once a batch, and what is kept is one output a
-depth and the statistics of every node: for the 6561 architectures of Macro 9840 nodes of at most
-27 kB instead of 52,488 layers. A head belongs to its architecture alone.
+whole tree, depth first; the choices that may follow a prefix run side by side in one call, as their
+input is the same. So a layer runs once a prefix and batch, and what is kept is three outputs a
+depth and the statistics of every prefix: for the 6561 architectures of Macro 9840 of at most 27 kB
+instead of 52,488 layers. A head belongs to its architecture alone.
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -38,65 +38,69 @@ def score_by_prefix(
     tree = _Tree(copy.deepcopy(net), archs, way)
     tree.net.train()
     for batch in images.recalibration:
-        for _ in tree.run(batch, recalibrate=True):
-            pass
+        tree.recalibrate(batch)
     tree.net.train(way.batch_statistics)
     tallies = [Tally() for _ in archs]
     for batch, labels in images.validation:
-        for number, logits in tree.run(batch, recalibrate=False):
+        for number, logits in tree.logits(batch):
             tallies[number].add(logits, labels)
     return [tally.score() for tally in tallies]
 
 
-class _Norms:
-    """The batch norms that a part of the network runs after one prefix, and their statistics."""
+def _own(statistics: RunningStatistics, way: Way, rows: int = 1, row: int = 0) -> RunningStatistics:
+    """Statistics to recalibrate, each row a copy of one, or where nothing was tracked."""
+    own = RunningStatistics(statistics.running_mean.shape[1], capacity=rows)
+    own.to(statistics.running_mean)
+    if not way.reset:
+        for mine, stored in zip(own.buffers(), statistics.buffers(), strict=True):
+            mine.copy_(stored[row].expand_as(mine))
+    return own
+
+
+class _LayerNorms:
+    """The batch norms that a layer runs after one prefix, each in one of the choices."""
 
     def __init__(self) -> None:
         self._own: dict[RunningStatistics, tuple[int, RunningStatistics]] = {}
 
     def take(self, measurements: list[Measurement], way: Way) -> None:
-        """Adds what the part has measured on a batch of one architecture."""
-        row = torch.zeros(1, dtype=torch.int64, device="cpu")
-        update_running(
-            [
-                Measurement(self._of(m.target, int(m.rows), way), m.statistics, row, m.count)
-                for m in measurements
-            ],
-            way.momentum,
-        )
+        """Adds what the layer has measured on a batch."""
+        own = []
+        for m in measurements:
+            row = int(m.rows.max())
+            if m.target not in self._own:
+                self._own[m.target] = row, _own(m.target, way, row=row)
+            rows = m.rows.clamp(max=0)
+            own.append(Measurement(self._own[m.target][1], m.statistics, rows, m.count))
+        update_running(own, way.momentum)
 
     def put(self) -> None:
-        """Lays the statistics where the part reads them."""
+        """Lays the statistics where the layer reads them."""
         for target, (row, own) in self._own.items():
             target.running_mean[row] = own.running_mean[0]
             target.running_var[row] = own.running_var[0]
 
-    def _of(self, target: RunningStatistics, row: int, way: Way) -> RunningStatistics:
-        if target not in self._own:
-            own = RunningStatistics(target.running_mean.shape[1]).to(target.running_mean)
-            if not way.reset:
-                for mine, stored in zip(own.buffers(), target.buffers(), strict=True):
-                    mine[0] = stored[row]
-            self._own[target] = row, own
-        return self._own[target][1]
 
+class _Fork:
+    """The choices that follow a prefix, side by side.
 
-class _Node:
-    """A prefix: the layer that ends it, int64 [2] of code and row, and what may follow."""
+    Attributes:
+        numbers: for each choice, one of the architectures that have it.
+        selection: int64 [A, 2], code and row of each choice.
+        norm_rows: int64 [3, A], the rows of their batch norms.
+        norms: those of the layer.
+        forks: what follows each choice; nothing after the last layer.
+    """
 
-    def __init__(self, selection: Tensor) -> None:
-        self.selection = selection
-        self.norms = _Norms()
-        self.children: dict[int, _Node] = {}
-
-
-class _Leaf(_Node):
-    """A whole architecture, with the head behind it."""
-
-    def __init__(self, selection: Tensor, number: int) -> None:
-        super().__init__(selection)
-        self.number = number
-        self.head = _Norms()
+    def __init__(self, archs: Tensor, selections: Tensor, numbers: Tensor, depth: int = 0) -> None:
+        choices = archs[numbers, depth]
+        members = [numbers[choices == choice] for choice in choices.unique()]
+        self.numbers = [int(own[0]) for own in members]
+        self.selection = selections[self.numbers, depth]
+        self.norm_rows = norm_rows(self.selection)
+        self.norms = _LayerNorms()
+        last = depth + 1 == archs.shape[1]
+        self.forks = [] if last else [_Fork(archs, selections, own, depth + 1) for own in members]
 
 
 class _Tree:
@@ -105,51 +109,53 @@ class _Tree:
     def __init__(self, net: MacroSuperNetwork, archs: Tensor, way: Way) -> None:
         self.net = net
         self.way = way
-        self.stem = _Norms()
-        self.children: dict[int, _Node] = {}
-        for number, (arch, selection) in enumerate(zip(archs, net.select(archs), strict=True)):
-            *choices, last = arch.tolist()
-            children = self.children
-            for choice, own in zip(choices, selection, strict=False):
-                children = children.setdefault(choice, _Node(own)).children
-            children[last] = _Leaf(selection[-1], number)
+        self.root = _Fork(archs, net.select(archs), torch.arange(len(archs)))
+        self.stem = _own(net.stem.norm.statistics, way)
+        self._stored = net.head.norm.statistics
+        self._heads: dict[_Fork, RunningStatistics] = {}
 
-    def run(self, images: Tensor, *, recalibrate: bool) -> Iterator[tuple[int, Tensor]]:
-        """Number and logits ``[N, K]`` of each architecture, for images ``[N, 3, H, W]``."""
-        value = self._fixed(self.net.stem, images, self.stem, recalibrate)
-        yield from self._descend(0, self.children, value, recalibrate)
+    def recalibrate(self, images: Tensor) -> None:
+        """Adds images [N, 3, H, W] to the statistics of every prefix and every architecture."""
+        for fork, output in self._outputs(images, recalibrate=True):
+            recorder = self._at_head(fork)
+            self.net.head.measure(output, recorder)
+            recorder.write(self.way.momentum)
+
+    def logits(self, images: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Number and logits [N, K] of each architecture, for images [N, 3, H, W]."""
+        for fork, output in self._outputs(images, recalibrate=False):
+            features = self.net.head(output, self._at_head(fork))
+            yield from zip(fork.numbers, self.net.classify(features), strict=True)
+
+    def _outputs(self, images: Tensor, *, recalibrate: bool) -> Iterator[tuple[_Fork, Tensor]]:
+        """The last layer's [A, N, C, H, W] after each prefix."""
+        recorder = _reading(self.net.stem, self.stem)
+        value = self.net.stem(images, recorder)
+        if recalibrate:
+            recorder.write(self.way.momentum)
+        yield from self._descend(0, self.root, value, recalibrate)
 
     def _descend(
-        self, depth: int, children: dict[int, _Node], value: Tensor, recalibrate: bool
-    ) -> Iterator[tuple[int, Tensor]]:
-        layer = self.net.layers[depth]
-        for node in children.values():
-            run = partial(layer, value, node.selection, norm_rows(node.selection))
-            output = self._part(run, node.norms, recalibrate)
-            if isinstance(node, _Leaf):
-                features = self._fixed(self.net.head, output, node.head, recalibrate)
-                yield node.number, self.net.classify(features)
-            else:
-                yield from self._descend(depth + 1, node.children, output, recalibrate)
-
-    def _fixed(
-        self, layer: ConvNormLayer, value: Tensor, norms: _Norms, recalibrate: bool
-    ) -> Tensor:
-        """Runs stem or head."""
-
-        def run() -> tuple[Tensor, list[Measurement]]:
-            recorder = Recorder(torch.zeros(1, dtype=torch.int64, device="cpu"))
-            return layer(value, recorder), recorder.measurements
-
-        return self._part(run, norms, recalibrate)
-
-    def _part(
-        self, run: Callable[[], tuple[Tensor, list[Measurement]]], norms: _Norms, recalibrate: bool
-    ) -> Tensor:
-        """Runs a part of the network with the statistics of a prefix, or measures them."""
+        self, depth: int, fork: _Fork, value: Tensor, recalibrate: bool
+    ) -> Iterator[tuple[_Fork, Tensor]]:
         if not recalibrate:
-            norms.put()
-        output, measurements = run()
+            fork.norms.put()
+        output, measurements = self.net.layers[depth](value, fork.selection, fork.norm_rows)
         if recalibrate:
-            norms.take(measurements, self.way)
-        return output
+            fork.norms.take(measurements, self.way)
+        if not fork.forks:
+            yield fork, output
+        for behind, own in zip(fork.forks, output, strict=False):
+            yield from self._descend(depth + 1, behind, own, recalibrate)
+
+    def _at_head(self, fork: _Fork) -> Recorder:
+        if fork not in self._heads:
+            self._heads[fork] = _own(self._stored, self.way, rows=len(fork.numbers))
+        return _reading(self.net.head, self._heads[fork])
+
+
+def _reading(layer: ConvNormLayer, statistics: RunningStatistics) -> Recorder:
+    """Lets a layer read other statistics, and records for these."""
+    layer.norm.statistics = statistics
+    rows = statistics.running_mean.shape[0]
+    return Recorder(torch.zeros(rows, dtype=torch.int64, device="cpu"))

@@ -73,13 +73,14 @@ def test_all_of_macro_costs_9840_layer_runs() -> None:
 
 
 def test_a_batch_runs_each_prefix_once() -> None:
-    """A subtree of 27: 5 layers in common, then 3 + 9 + 27 nodes, for 3 + 3 batches."""
+    """A subtree of 27: 5 layers in common, then 3 + 9 + 27 choices, for 3 + 3 batches."""
     net = trained("macro")
     archs = torch.cartesian_prod(*(torch.arange(3),) * 3)
     archs = torch.cat([torch.tensor([[1, 0, 2, 1, 2]]).expand(27, 5), archs], dim=1)
     with counted() as calls:
         rank(net, archs, data(), options(), progress=False)
-    assert calls == [1] * (5 + 39) * 6
+    assert calls == ([1] * 5 + [3] + ([3] + [3] * 3) * 3) * 6
+    assert sum(calls) == (5 + 39) * 6
     assert layer_runs(archs) == 44
     with counted() as calls:
         rank(net, archs, data(), options(share_prefixes=False), progress=False)
