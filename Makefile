@@ -42,7 +42,7 @@ sanitize: $(VENV)/installed
 kernels: build
 	$(BIN) -m bench.kernels
 
-# Measures everything anew, which takes fifteen minutes of a quiet machine, and renews the tables of
+# Measures everything anew, which takes twenty minutes of a quiet machine, and renews the tables of
 # README.md and docs/performance.md from the records.
 # The records are written elsewhere first, or all but the first would be of a changed checkout.
 RECORDS := build/figures
@@ -53,6 +53,7 @@ figures: build
 	$(BIN) -m bench.overhead --steps 16 --json $(RECORDS)/overhead_cpu.json \
 		--plot $(RECORDS)/overhead_cpu.png
 	$(BIN) -m bench.scaling --json $(RECORDS)/scaling_cpu.json --plot $(RECORDS)/scaling_cpu.png
+	$(BIN) -m bench.ranking --json $(RECORDS)/ranking_cpu.json
 	cp $(RECORDS)/* bench/results/
 	$(BIN) -m bench.figures
 

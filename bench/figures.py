@@ -15,7 +15,7 @@ from typing import Any
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from bench import floor, gpu_tables, peers_table, scaling
+from bench import floor, gpu_tables, peers_table, ranking, scaling
 from bench.contestants import PEERS
 from bench.gpu_tables import table
 from bench.harness import Interval, Machine, write_json
@@ -27,7 +27,7 @@ from cwkernels.report.paper import TABLE_1
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("bench/results")
 GPU = "gpu.json"
-DOCUMENTS = (Path("README.md"), Path("docs/performance.md"))
+DOCUMENTS = (Path("README.md"), Path("docs/performance.md"), Path("docs/ranking.md"))
 MIB = 2**20
 Record = Mapping[str, Any]
 
@@ -63,6 +63,7 @@ def sections(root: Path) -> dict[str, Callable[[], str]]:
         "targets": writer(targets, "peers_cpu"),
         "kernels": writer(kernels, "kernels_cpu"),
         "scaling": writer(scaling_tables, "scaling_cpu"),
+        "ranking": writer(ranking_rates, "ranking_cpu"),
         "floor": lambda: table(floor.HEADER, [floor.row(each) for each in floor.floors()]),
         "gpu_verified": lambda: gpu_tables.verified(report),
         "gpu_steps": lambda: gpu_tables.steps(report),
@@ -197,6 +198,23 @@ def scaling_tables(record: Record) -> str:
     caption = f"{_where(record)}; `{record['command']}`. A unit's cost at the end ÷ at the start: "
     caption += "1.00 is linear (quadratic where both sides of the convolutions grow)."
     return f"{caption}\n\n{picture}\n\n{table(header, rows)}"
+
+
+def ranking_rates(record: Record) -> str:
+    """Architectures a second, and what all of Macro would take."""
+    rows = [
+        [
+            peers_table.title(network),
+            *(f"{own['rate'][who]:.2f}" for who in (ranking.OURS, ranking.STOCK)),
+            f"×{_spread(own['ratio'])}",
+            f"×{own['target']:.1f}",
+        ]
+        for network, own in record["networks"].items()
+    ]
+    header = ["architectures a second", "ours", "stock channels-last", "ours ÷ stock", "wanted"]
+    caption = f"{_where(record)}; `{record['command']}`: {record['what']}."
+    extrapolated = ranking.extrapolation(record["networks"]["macro"])
+    return f"{caption}\n\n{table(header, rows)}\n\nMacro, {extrapolated}."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -165,14 +165,19 @@ def text(record: Mapping[str, Any]) -> str:
             f"wanted ×{own['target']}"
         )
         if network == "macro":
-            every, count = own["all"], own["architectures"][OURS]
-            hours = ", ".join(f"{who} {hours:.2f} h" for who, hours in every["hours"].items())
-            lines.append(
-                f"  measured: the {count} architectures that begin with {own['common']}, "
-                f"{own['layer_runs']} layer runs a batch; extrapolated to all: "
-                f"{every['subtrees']} such subtrees, {every['layer_runs']} layer runs, {hours}"
-            )
+            lines.append(f"  {extrapolation(own)}")
     return "\n".join(lines)
+
+
+def extrapolation(own: Mapping[str, Any]) -> str:
+    """What of Macro was measured, and what follows for all of it."""
+    every, count = own["all"], own["architectures"][OURS]
+    hours = ", ".join(f"{who} {hours:.2f} h" for who, hours in every["hours"].items())
+    return (
+        f"measured: the {count} architectures that begin with {own['common']}, "
+        f"{own['layer_runs']} layer runs a batch; extrapolated to all: "
+        f"{every['subtrees']} such subtrees, {every['layer_runs']} layer runs, {hours}"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -302,6 +302,25 @@ class SuperNetwork(nn.Module):
             self.last_rows = selection.by_architecture[..., 1].T
         return selection, Recorder(selection.norm_rows[-1])
 
+    def measure(self, images: Tensor, arch: Tensor | Selection) -> None:
+        """Updates the running statistics as a forward pass in training does, without its logits.
+
+        For recalibration: what comes after the last batch norm's statistics is not computed. The
+        arguments are those of a call.
+
+        Raises:
+            RuntimeError: in evaluation mode, where batch norms measure nothing.
+        """
+        if not self.training:
+            raise RuntimeError("measure: wanted a network in training mode, got evaluation mode")
+        selection, recorder = self._begin(images, arch)
+        self._measure(images, selection, recorder)
+        recorder.write(self.statistics_momentum)
+
+    def _measure(self, images: Tensor, selection: Selection, recorder: "Recorder") -> None:
+        """Runs as far as the statistics of the last batch norm."""
+        raise NotImplementedError
+
     def classify(self, features: Tensor) -> Tensor:
         """Global average and the linear layer: [..., N, C, H, W] to [..., N, num_classes].
 

@@ -27,7 +27,7 @@ def score_together(
     own.statistics_momentum = way.momentum
     own.train()
     for batch in images.recalibration:
-        own(batch, archs)
+        own.measure(batch, archs)
     own.train(way.batch_statistics)
     tallies = [Tally() for _ in archs]
     for batch, labels in images.validation:

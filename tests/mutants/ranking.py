@@ -30,16 +30,30 @@ RANKING = (
     Mutant(
         "a prefix is scored by the statistics of the one before it",
         _RANKING + "prefix.py",
-        "            norms.put()\n",
+        "            fork.norms.put()\n",
         "            pass\n",
         ("tests/ranking/test_prefix.py", "-k", "bitwise"),
     ),
     Mutant(
         "recalibration goes on from nothing",
         _RANKING + "prefix.py",
-        "            if not way.reset:\n",
-        "            if False:\n",
+        "    if not way.reset:\n",
+        "    if False:\n",
         ("tests/ranking/test_prefix.py", "-k", "bitwise"),
+    ),
+    Mutant(
+        "heads of a fork share their statistics",
+        _RANKING + "prefix.py",
+        "rows=len(fork.numbers))",
+        "rows=1)",
+        ("tests/ranking/test_prefix.py", "-k", "bitwise"),
+    ),
+    Mutant(
+        "a recalibration measures all but the head",
+        "cwkernels/networks/macro.py",
+        "        self.head.measure(self._trunk(images, selection, recorder), recorder)",
+        "        self._trunk(images, selection, recorder)",
+        ("tests/networks/test_network_modes.py", "-k", "measuring"),
     ),
     Mutant(
         "ranking works on the network itself",

@@ -20,7 +20,7 @@ from network_cases import (
 from torch import nn
 
 import cwkernels as cw
-from cwkernels.testing import assert_within
+from cwkernels.testing import assert_within, refused
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -219,3 +219,26 @@ def test_scoring_changes_neither_the_network_nor_another_score(name: str) -> Non
         assert torch.equal(net(images_for(), arch), score)
     assert_same_state(net.state_dict(), state)
     assert net.last_rows is None
+
+
+def head_means(net: nn.Module) -> torch.Tensor:
+    [key] = [key for key in net.state_dict() if "head" in key and key.endswith("running_mean")]
+    return net.state_dict()[key]
+
+
+@every_network
+def test_measuring_leaves_the_statistics_of_a_training_pass(name: str) -> None:
+    net, other = built_split(name), built_split(name)
+    archs = torch.stack(archs_of(name))
+    with torch.no_grad():
+        for arch in (archs, archs[0]):
+            net(images_for(), arch)
+            other.measure(images_for(), arch)
+    assert_same_state(snapshot(net), snapshot(other))
+    assert not torch.equal(head_means(net), head_means(built_split(name)))
+
+
+def test_evaluation_has_nothing_to_measure() -> None:
+    net = build("nb201").eval()
+    with refused(RuntimeError, "measure: wanted a network in training mode, got evaluation mode"):
+        net.measure(images_for(), busy_arch("nb201"))
