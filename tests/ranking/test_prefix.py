@@ -37,7 +37,9 @@ def counted() -> Iterator[list[int]]:
 @pytest.mark.parametrize("chunk", [1, 4, None])
 def test_scores_are_bitwise_those_without(way: str, chunk: int | None) -> None:
     net = trained("macro")
-    archs = archs_of(net, 12)
+    siblings = archs_of(net, 10)[0].repeat(3, 1)
+    siblings[:, -1] = torch.arange(3)
+    archs = torch.unique(torch.cat([archs_of(net, 10), siblings]), dim=0)
     shared = rank(net, archs, data(), options(recalibration=way, chunk=chunk), progress=False)
     plain = options(recalibration=way, share_prefixes=False)
     assert_same_scores(shared, rank(net, archs, data(), plain, progress=False))
