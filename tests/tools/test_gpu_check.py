@@ -264,6 +264,15 @@ def test_a_sample_under_the_tools_has_fewer_parts(tmp_path: Path) -> None:
     assert all("--sample" in stage.command for stage in watched)
 
 
+def test_a_sample_of_a_small_file_is_larger(tmp_path: Path) -> None:
+    """With 4 % of ten tests most stages would have run none, which counts as failed."""
+    facts = {"tests": {"tests/ops/test_a.py": 10, "tests/ops/test_b.py": 5}}
+    stages = {stage.name: stage for stage in plan.stages(setting(tmp_path, sample=0.04), facts)}
+    drawn = stages["memcheck.a.1"].command
+    assert drawn[drawn.index("--sample") + 1] == "0.800"
+    assert "--sample" not in stages["memcheck.b.1"].command
+
+
 def test_without_the_sanitizer_its_stages_fail(tmp_path: Path) -> None:
     stages = plan.stages(setting(tmp_path, sanitizer=None), FACTS)
     stage = next(stage for stage in stages if stage.name == "racecheck.sgd.1")

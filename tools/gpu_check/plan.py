@@ -17,6 +17,8 @@ FOUND = 86
 STAND_IN = (sys.executable, "-m", "tools.gpu_check.stand_in")
 MOST_TESTS, MOST_WATCHED = 100, 60
 """Tests of a stage; under a tool, which slows a test some twentyfold."""
+LEAST_WATCHED = 8
+"""Tests of a file that a sample has on average at least: one that drew none would prove nothing."""
 NO_CACHE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 """Each tensor is an allocation of its own, so that an access next to it is one next to nothing."""
 CAPTURED = ("tests/training/test_graphed.py",)
@@ -34,7 +36,7 @@ class Setting:
         device: "cuda", or "emulated" on a dry run: tiny shapes, and no tool watches.
         fragments: the program of the fragment tables.
         sanitizer: compute-sanitizer; None if it is not there.
-        sample: the part of the tests that runs under its tools.
+        sample: the part of the tests that runs under its tools; of small files a larger one.
     """
 
     folder: Path
@@ -115,7 +117,8 @@ def _memory(file: str) -> Mapping[str, str]:
 
 def _watched(setting: Setting, tool: str, file: str, count: int) -> Iterator[Stage]:
     """Tests under one of compute-sanitizer's tools."""
-    for number, part in enumerate(_parts(setting, count * setting.sample, MOST_WATCHED), 1):
+    share = min(max(setting.sample, LEAST_WATCHED / max(count, 1)), 1.0)
+    for number, part in enumerate(_parts(setting, count * share, MOST_WATCHED), 1):
         name = f"{tool}.{_stem(file)}.{number}"
         report = setting.folder / f"{name}.xml"
         if setting.sanitizer is None:
@@ -124,9 +127,9 @@ def _watched(setting: Setting, tool: str, file: str, count: int) -> Iterator[Sta
         else:
             # Without a GPU compute-sanitizer ends before it has started what it is to watch.
             program = STAND_IN if setting.dry else (str(setting.sanitizer),)
-            sample = ("--sample", str(setting.sample), "--sample-seed=0")
+            sample = ("--sample", f"{share:.3f}", "--sample-seed=0")
             tests = (*_pytest(setting, file, report), part, "--timeout=0")
-            tests += sample if setting.sample < 1 and not setting.dry else ()
+            tests += sample if share < 1 and not setting.dry else ()
             command = (*program, *options_of(tool), *tests)
         yield Stage(name, command, verdicts.of_sanitizer(report), _memory(file))
 
