@@ -36,6 +36,7 @@ from cwkernels.testing.functions import (
     evaluate,
     expect,
     on_device,
+    stored_as_bf16,
 )
 from cwkernels.testing.inputs import (
     Draw,
@@ -89,5 +90,6 @@ __all__ = [
     "relative_error",
     "small_integers",
     "statistics_of",
+    "stored_as_bf16",
     "why_no_cuda",
 ]
