@@ -35,6 +35,7 @@ from cwkernels.testing.functions import (
     cast,
     evaluate,
     expect,
+    in_autocast,
     on_device,
     stored_as_bf16,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "dense_random",
     "evaluate",
     "expect",
+    "in_autocast",
     "network_calls",
     "network_cases",
     "on_device",

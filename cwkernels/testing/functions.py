@@ -56,6 +56,16 @@ def stored_as_bf16(tensors: Tensors, *names: str) -> dict[str, Tensor]:
     }
 
 
+def in_autocast(function: Function) -> Function:
+    """The same function inside `torch.autocast` of the CPU to bfloat16; float64 stays as it is."""
+
+    def run(tensors: Tensors) -> Tensors:
+        with torch.autocast("cpu", torch.bfloat16):
+            return function(tensors)
+
+    return run
+
+
 def as_reference(function: Function) -> Function:
     """The same function, run by the plain-torch references of the operations."""
 
