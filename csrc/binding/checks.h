@@ -22,9 +22,9 @@ inline std::string describe(const Tensor& tensor) {
   STD_TORCH_CHECK(condition, operation, ": ", argument, ": wanted ", wanted, ", got ", got)
 
 // The dtype's own name: headeronly has toString, but not in every supported release.
-inline const char* dtype_name(const Tensor& tensor) {
+inline const char* dtype_name(torch::headeronly::ScalarType dtype) {
   using torch::headeronly::ScalarType;
-  switch (tensor.scalar_type()) {
+  switch (dtype) {
     case ScalarType::Float: return "float32";
     case ScalarType::Double: return "float64";
     case ScalarType::Half: return "float16";
@@ -36,6 +36,7 @@ inline const char* dtype_name(const Tensor& tensor) {
     default: return "another dtype";
   }
 }
+inline const char* dtype_name(const Tensor& tensor) { return dtype_name(tensor.scalar_type()); }
 
 // Activations in bfloat16 have weights, scales, shifts, statistics and the gradients of these in
 // float32. There are kernels for them on a GPU only.
