@@ -12,7 +12,8 @@
 // measures what it writes. Launch 3 has nothing to convolve: it writes the output and measures it.
 // Statistics are complete when the launch that reads them begins, `statistics` is written by that.
 // A step of 16 channels, 32 x 32 pixels and 256 images has tensors of 16.8 MB: all convolutions are
-// (1 + 3) + (1 + 1 + 2) + (2 + 1 + 1) + (3 + 1) = 16 of them, 268 MB.
+// (1 + 3) + (1 + 1 + 2) + (2 + 1 + 1) + (3 + 1) = 16 of them, 268 MB; in bf16 half of that, as of
+// all that follows.
 //
 // In evaluation, if nothing is kept, 3 launches: statistics are known, so launch n normalises what
 // its convolutions give, adds what skips and pools give of node n, and accumulates it into the
@@ -415,21 +416,20 @@ int launch_cell_forward(Launch& launch, CellLaunch<Stored>& l, void* stream) {
 template <class Stored, class F>
 int with_cell_forward_of(const NB201CellParams& p, int64_t first, CudaScratch& used, const F& f) {
   int32_t places = 0;
-  if constexpr (!std::is_same_v<Stored, double>) {
+  if constexpr (kCellTiles<Stored>) {
     CellTileLaunch<Stored> tile{};
     tile.l = cell_launch<Stored>(p, first, places);
-    const bool fits = cell_is_aligned(p) && with_cell_split<Cell32>(p.channels, [&](auto split) {
-                        using Split = decltype(split);
-                        const auto other =
-                            static_cast<int64_t>(cell_forward_bytes<Split, Stored>(p.channels));
-                        return make_cell_tiles<Split>(tile, other, false);
-                      });
-    if (fits) {
+    const auto fits = [&](auto split) {
+      using Split = decltype(split);
+      const auto other = static_cast<int64_t>(cell_forward_bytes<Split, Stored>(p.channels));
+      return make_cell_tiles<Split>(tile, other, false);
+    };
+    if (cell_is_aligned(p) && with_cell_split<Cell32>(p.channels, fits)) {
       take_forward_scratch(tile.l, places, used);
       return f(tile, tile.l);
     }
+    places = 0;
   }
-  places = 0;
   auto l = cell_launch<Stored>(p, first, places);
   l.blocks = cell_blocks(p, kCellPixels);
   take_forward_scratch(l, places, used);

@@ -470,7 +470,7 @@ template <class F>
 int for_each_backward(const NB201CellParams& p, CudaScratch& used, const F& f) {
   return with_cell_images(p, [&](auto stored) {
     using Stored = decltype(stored);
-    if constexpr (!std::is_same_v<Stored, double>) {
+    if constexpr (kCellTiles<Stored>) {
       CellBackLaunch<Stored> back{};
       const int64_t tiled = make_cell_back(p, 0, back);
       const int64_t most = p.need_weights ? min(tiled, int64_t{kCellMost}) : kCellMost;

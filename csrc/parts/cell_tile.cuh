@@ -238,6 +238,10 @@ using Cell32 = TileSplit<4, 2, 2, 2, 16>;
 using Cell32Back = TileSplit<4, 2, 4, 2, 16>;
 using Cell64 = TileSplit<4, 2, 2, 4, 16>;
 
+// Whether matrix units multiply what lies in memory as Stored.
+template <class Stored>
+constexpr bool kCellTiles = std::is_same_v<Computed<Stored>, float>;
+
 // Whether matrix units can run a cell, if its tiles fit: 16 bytes of a pixel are read at once.
 inline bool cell_is_aligned(const NB201CellParams& p) {
   for (const auto& edge : p.weights) {

@@ -75,10 +75,10 @@ def nb201_cell(
             indices of -1 for those that hold nothing.
 
     Returns:
-        The output, of the input's shape with A in front if the selection has it, and of its dtype,
-        channels-last; the edges' statistics [..., 6, 2, C], mean and biased variance, zero where nothing was
-        convolved; and the output's own statistics [..., 2, C], for a head that normalises it. In
-        evaluation nothing is measured: both are zero.
+        The output, of the input's dtype and shape with A in front if the selection has it,
+        channels-last; the edges' statistics [..., 6, 2, C], mean and biased variance, zero where
+        nothing was convolved; and the output's own statistics [..., 2, C], for a head that
+        normalises it. In evaluation nothing is measured: both are zero.
 
     Raises:
         ValueError: if shapes or dtypes do not fit together, or a code or row on the CPU is out of
