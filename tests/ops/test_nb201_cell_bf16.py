@@ -108,6 +108,29 @@ def test_small_integers_are_exact(channels: int, device: torch.device) -> None:
     assert_bitwise("output", fused, results["output"])
 
 
+@pytest.mark.parametrize("device", ["emulated"], indirect=True)
+@pytest.mark.parametrize("channels", [5, 16])
+def test_what_is_stored_is_rounded_once(channels: int, device: torch.device) -> None:
+    """Where only results are stored, they are those of TF32, rounded; gradients of banks not."""
+    cell = Cell(training=False, channels=channels, images=2, dense_grad=True)
+    selection = select([HAND_PICKED[name] for name in ("lone_convolution", "lone_pool")])
+    inputs = stored_as_bf16(cell.inputs(architectures=2), "input")
+    gradient = cast(cotangents(cell, selection), torch.bfloat16)
+    function, wide = on_device(run(cell, selection), device), cast(inputs, torch.float32)
+    with ops.float32_conv_precision("high"):
+        expected = evaluate(function, wide, gradient)
+        with torch.no_grad():
+            output = function(wide)["output"]
+    results = evaluate(function, inputs, gradient)
+    with torch.no_grad():
+        assert_bitwise("output", function(inputs)["output"], output.bfloat16())
+    for name in ("gradient of input", "gradient of weights[7]"):
+        result, wanted = results[name], expected[name]
+        assert result is not None
+        assert wanted is not None
+        assert_bitwise(name, result, wanted.to(result.dtype), nonzero=0.05)
+
+
 @ON_GPU
 def test_autocast_stores_images_as_bfloat16(device: torch.device) -> None:
     """As stock convolutions do: inside, float32 images give what they give as bfloat16."""
