@@ -19,13 +19,6 @@ int64_t weight_offset(const ConvNormParams& p) {
   return (input_gradient_scratch(p).bytes + 127) / 128 * 128;
 }
 
-// f(precision) for the tiles of a call.
-template <class F>
-int with_precision(const ConvNormParams& p, const F& f) {
-  if (p.bf16_images) return f(Bf16{});
-  return p.winograd ? f(Tf32{}) : f(Tf32x3{});
-}
-
 int input_gradient(const ConvNormParams& p, void* stream) {
   if (!p.grad_input) return 0;
   if (input_gradient_is_tiled(p)) {

@@ -66,7 +66,7 @@ void check_vector(const char* operation, const char* argument, const MaybeTensor
   CWK_CHECK(tensor->dim() == 1 && tensor->size(0) == channels, operation, argument,
             "one value for each channel", describe(*tensor));
   CWK_CHECK(tensor->scalar_type() == parameter_type(input), operation, argument,
-            "the dtype of parameters", dtype_name(*tensor));
+            is_bf16(input) ? "float32" : dtype_name(input), dtype_name(*tensor));
   check_same_device(operation, argument, *tensor, input);
 }
 

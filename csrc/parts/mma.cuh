@@ -80,6 +80,13 @@ struct Tf32x3 {
   }
 };
 
+// f(precision) for the products of a call: `winograd` stands for precision "high".
+template <class Params, class F>
+auto with_precision(const Params& p, const F& f) {
+  if (p.bf16_images) return f(Bf16{});
+  return p.winograd ? f(Tf32{}) : f(Tf32x3{});
+}
+
 // A warp's part of a product: kM x kN fragments, 16 kM rows and 8 kN columns.
 template <int kM, int kN>
 struct Accumulators {

@@ -114,8 +114,9 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     affine = (0,) if scale is None else scale.shape
     grad_shortcut = _new_like(input) if shortcut_grad else input.new_empty(0)
-    grads = (input.new_empty(affine, dtype=parameter_dtype(input.dtype)) for _ in range(2))
-    return _new_like(input), *grads, grad_shortcut
+    dtype = parameter_dtype(input.dtype)
+    grad_scale, grad_shift = (input.new_empty(affine, dtype=dtype) for _ in range(2))
+    return _new_like(input), grad_scale, grad_shift, grad_shortcut
 
 
 def _new_like(images: Tensor) -> Tensor:

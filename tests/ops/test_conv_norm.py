@@ -181,21 +181,24 @@ def test_small_integers_are_exact(case: Case, device: torch.device) -> None:
     assert_small_integers_are_exact(case, device, torch.float32)
 
 
-BF16_EXACT_CASES = (
-    *EXACT_CASES,
-    # Outputs of more than 8 bits.
-    Case("tiles", (2, 2, 16, 6, 7), 16, training=False),
-)
-
-
-@pytest.mark.parametrize("case", BF16_EXACT_CASES, ids=str)
-def test_bf16_of_small_integers_is_rounded_once(case: Case, gpu: torch.device) -> None:
+@pytest.mark.parametrize("case", EXACT_CASES, ids=str)
+def test_bf16_of_small_integers_is_exact(case: Case, gpu: torch.device) -> None:
     assert_small_integers_are_exact(case, gpu, torch.bfloat16)
 
 
-def assert_small_integers_are_exact(case: Case, device: torch.device, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("norm", ["affine", "none"])
+def test_bf16_is_rounded_once(norm: str, gpu: torch.device) -> None:
+    case = Case("tiles", (2, 2, 16, 6, 7), 16, norm=norm, training=False)
+    assert_small_integers_are_exact(case, gpu, torch.bfloat16, factor=33)
+
+
+def assert_small_integers_are_exact(
+    case: Case, device: torch.device, dtype: torch.dtype, factor: int = 1
+) -> None:
+    """With weights `factor` times as large: of 33, results have more bits than bfloat16."""
     channels = case.shape[-3]
     inputs = {name: small_integers(*t.shape, seed=7) for name, t in inputs_of(case).items()}
+    inputs["weight"] *= factor
     mean = small_integers(*case.shape[:-4], channels, seed=8)
     statistics = torch.stack([mean, torch.full_like(mean, 3.0)], dim=-2)
 

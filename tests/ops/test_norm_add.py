@@ -116,24 +116,32 @@ def test_bf16_needs_a_gpu() -> None:
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("shortcut", [True, False])
 def test_small_integers_are_exact(relu: bool, shortcut: bool, device: torch.device) -> None:
-    assert_small_integers_are_exact(relu, shortcut, device, torch.float32)
+    assert_small_integers_are_exact(relu, shortcut, device)
 
 
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("shortcut", [True, False])
-def test_bf16_of_integers_is_rounded_once(relu: bool, shortcut: bool, gpu: torch.device) -> None:
-    assert_small_integers_are_exact(relu, shortcut, gpu, torch.bfloat16)
+@pytest.mark.parametrize("channels", [5, 8])
+def test_bf16_of_integers_is_rounded_once(
+    relu: bool, shortcut: bool, channels: int, gpu: torch.device
+) -> None:
+    assert_small_integers_are_exact(relu, shortcut, gpu, channels, torch.bfloat16)
 
 
 def assert_small_integers_are_exact(
-    relu: bool, shortcut: bool, device: torch.device, dtype: torch.dtype
+    relu: bool,
+    shortcut: bool,
+    device: torch.device,
+    channels: int = 5,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     # Variance 3 and eps 1 make the standard deviation 2, so that all of it is exact.
-    case = Case("exact", relu=relu, shortcut=shortcut, training=False, eps=1.0)
+    shape = (3, channels, 7, 9)
+    case = Case("exact", shape, relu=relu, shortcut=shortcut, training=False, eps=1.0)
     inputs = {name: small_integers(*t.shape, seed=7) for name, t in inputs_of(case).items()}
     if dtype == torch.bfloat16:
         inputs["shift"] *= 201  # so that outputs have more than its 8 bits
-    mean = small_integers(5, seed=8)
+    mean = small_integers(channels, seed=8)
 
     def ours(tensors: Tensors) -> Tensors:
         statistics = torch.stack([mean, torch.full_like(mean, 3.0)]).to(device)
