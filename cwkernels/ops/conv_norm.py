@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from cwkernels.ops._autograd import Differentiable
 from cwkernels.ops._compact import first_order_only
-from cwkernels.ops._dtypes import autocast, parameter_dtype
+from cwkernels.ops._dtypes import autocast, parameter_dtype, run_reference
 from cwkernels.ops._library import register_fake
 from cwkernels.ops._norm import check_norm, norms, per_architecture, reference_normalize
 from cwkernels.ops.backend import current_backend
@@ -71,9 +71,9 @@ def conv_norm(
     _check(input, weight, stride, pool)
     arguments = (weight, statistics, scale, shift, relu, pool, stride, training, eps)
     if current_backend() == "reference":
-        output, measured = reference(input.to(weight.dtype), *arguments)
-        return output.to(input.dtype), measured
-    output, measured = _conv_norm(input, *arguments, winograd_allowed())
+        output, measured = run_reference(reference, input, *arguments)
+    else:
+        output, measured = _conv_norm(input, *arguments, winograd_allowed())
     return output, measured
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from cwkernels.ops._autograd import Differentiable
 from cwkernels.ops._compact import bank_gradient, check_rows, first_order_only, select_row
-from cwkernels.ops._dtypes import autocast, parameter_dtype
+from cwkernels.ops._dtypes import autocast, parameter_dtype, run_reference
 from cwkernels.ops._library import register_fake
 from cwkernels.ops.backend import current_backend
 from cwkernels.ops.precision import winograd_allowed
@@ -59,9 +59,9 @@ def gather_conv(
         raise ValueError(f"gather_conv: input: wanted {wanted}, got {list(input.shape)}")
     images = autocast("gather_conv", input if input.dim() == 5 else input.unsqueeze(0))
     if current_backend() == "reference":
-        widened = images.to(weight.dtype) if images.dtype == torch.bfloat16 else images
-        output = reference(widened, weight, rows.reshape(-1), stride, groups, dense_grad)
-        output = output.to(images.dtype)
+        output: Tensor = run_reference(
+            reference, images, weight, rows.reshape(-1), stride, groups, dense_grad
+        )
     else:
         output = _gather_conv(
             images, weight, rows.reshape(-1), stride, groups, dense_grad, winograd_allowed()

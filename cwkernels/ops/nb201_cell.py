@@ -22,7 +22,7 @@ from cwkernels.ops._compact import (
     select_row,
     slot_gradients,
 )
-from cwkernels.ops._dtypes import autocast, parameter_dtype
+from cwkernels.ops._dtypes import autocast, parameter_dtype, run_reference
 from cwkernels.ops._images import batches_of, channels_last, images_of
 from cwkernels.ops._library import register_fake
 from cwkernels.ops._norm import Norm, check_batch, reference_normalize
@@ -97,9 +97,7 @@ def nb201_cell(
     options = (training, count_include_pad, eps)
     groups = (list(weights), means, variances)
     if current_backend() == "reference":
-        wide = images.to(parameter_dtype(images.dtype))
-        output, *measured = reference(wide, choices, *groups, *options, dense_grad)
-        results = output.to(images.dtype), *measured
+        results = run_reference(reference, images, choices, *groups, *options, dense_grad)
     else:
         if chosen.dtype == torch.int32:
             choices = _table(plan, choices, weights)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cwkernels.ops._autograd import Differentiable
 from cwkernels.ops._compact import first_order_only
-from cwkernels.ops._dtypes import parameter_dtype
+from cwkernels.ops._dtypes import parameter_dtype, run_reference
 from cwkernels.ops._images import in_channels_last
 from cwkernels.ops._library import register_fake
 from cwkernels.ops._norm import check_norm, norms, per_architecture, reference_normalize
@@ -59,8 +59,9 @@ def norm_add(
     images = in_channels_last(input)
     arguments = (statistics, scale, shift, shortcut, relu, training, eps)
     if current_backend() == "reference":
-        return reference(images.to(statistics.dtype), *arguments).to(input.dtype)
-    output: Tensor = _norm_add(images, *arguments)
+        output: Tensor = run_reference(reference, images, *arguments)
+    else:
+        output = _norm_add(images, *arguments)
     return output
 
 
