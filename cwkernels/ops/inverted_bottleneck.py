@@ -19,7 +19,7 @@ from cwkernels.ops._bottleneck_plan import (
     statistics_width,
 )
 from cwkernels.ops._compact import bank_gradients, first_order_only, select_row, slot_gradients
-from cwkernels.ops._dtypes import autocast, parameter_dtype
+from cwkernels.ops._dtypes import autocast, parameter_dtype, run_reference
 from cwkernels.ops._images import batches_of, channels_last, images_of
 from cwkernels.ops._library import register_fake
 from cwkernels.ops._norm import Norm, check_batch, reference_normalize
@@ -104,11 +104,9 @@ def inverted_bottleneck(
     groups = [list(banks) for banks in (weights, scales, shifts, *running)]
     groups += [[] for _ in range(5 - len(groups))]
     if current_backend() == "reference":
-        dtype = parameter_dtype(input.dtype)
-        output, statistics = reference(
-            images.to(dtype), choices, groups, stride, training, eps, dense_grad
+        output, statistics = run_reference(
+            reference, images, choices, groups, stride, training, eps, dense_grad
         )
-        output = output.to(input.dtype)
     else:
         # A graph cannot read what the kernels then check, and the host nothing on the device.
         if choices.dtype == torch.int64 and not torch.compiler.is_compiling():

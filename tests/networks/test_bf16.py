@@ -4,7 +4,15 @@ import copy
 from collections.abc import Callable
 
 import torch
-from network_cases import Network, busy_arch, images_for, keys_by_value, randomize
+from network_cases import (
+    Network,
+    build,
+    busy_arch,
+    every_network,
+    images_for,
+    keys_by_value,
+    randomize,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,10 +23,12 @@ OPERATION = "conv_norm"
 LABELS = torch.arange(8) % 10
 
 
-def network() -> Network:
+def network(name: str = "nb201") -> Network:
+    """With the real channels of NAS-Bench-201, whose cells then run by tiles, or a small Macro."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = cw.networks.nb201(cw.spaces.nb201("full"), cells_per_stage=1)
+        nb201 = cw.networks.nb201(cw.spaces.nb201("full"), cells_per_stage=1)
+    net = nb201 if name == "nb201" else build(name)
     randomize(net)
     return net
 
@@ -46,9 +56,10 @@ def own_gradients(net: Network, alone: nn.Module) -> Tensor:
     return torch.cat(own)
 
 
-def test_a_step_is_as_close_as_stock_autocast(gpu: torch.device) -> None:
-    net, images = network(), images_for(8, size=16)
-    arch = busy_arch("nb201")
+@every_network
+def test_a_step_is_as_close_as_stock_autocast(name: str, gpu: torch.device) -> None:
+    net, images = network(name), images_for(8, size=16)
+    arch = busy_arch(name)
     alone = net.standalone(arch)
     exact = copy.deepcopy(alone).double()
     reference = step(exact, lambda: exact(images.double()))

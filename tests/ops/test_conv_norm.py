@@ -352,7 +352,17 @@ def test_gradcheck(case: Case, device: torch.device) -> None:
     "case", [named("plain"), named("odd_pool"), named("five_architectures")], ids=str
 )
 def test_opcheck(case: Case) -> None:
-    inputs = inputs_of(case)
+    opcheck(case, inputs_of(case), cotangents_of(case)["output"])
+
+
+def test_bf16_opcheck(gpu: torch.device) -> None:
+    case = named("odd_pool")
+    inputs = stored_as_bf16(inputs_of(case), "input")
+    gradient = cotangents_of(case)["output"].bfloat16()
+    opcheck(case, {name: t.to(gpu) for name, t in inputs.items()}, gradient.to(gpu))
+
+
+def opcheck(case: Case, inputs: dict[str, Tensor], gradient: Tensor) -> None:
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
     statistics = None if case.norm == "none" else statistics_of(inputs["input"])
     tensors = (leaves["input"], leaves["weight"], statistics)
@@ -360,7 +370,6 @@ def test_opcheck(case: Case) -> None:
     options = (case.relu, case.pool, case.stride, True, 1e-5, True)
     torch.library.opcheck(torch.ops.cwkernels.conv_norm.default, (*tensors, *affine, *options))
     detached = [t if t is None else t.detach() for t in (*tensors, *affine)]
-    gradient = cotangents_of(case)["output"]
     operation = torch.ops.cwkernels.conv_norm_backward.default
     for need_input in (True, False):
         torch.library.opcheck(operation, (gradient, *detached, *options, need_input))
