@@ -22,9 +22,9 @@ inline std::string describe(const Tensor& tensor) {
   STD_TORCH_CHECK(condition, operation, ": ", argument, ": wanted ", wanted, ", got ", got)
 
 // The dtype's own name: headeronly has toString, but not in every supported release.
-inline const char* dtype_name(const Tensor& tensor) {
+inline const char* dtype_name(torch::headeronly::ScalarType dtype) {
   using torch::headeronly::ScalarType;
-  switch (tensor.scalar_type()) {
+  switch (dtype) {
     case ScalarType::Float: return "float32";
     case ScalarType::Double: return "float64";
     case ScalarType::Half: return "float16";
@@ -35,6 +35,27 @@ inline const char* dtype_name(const Tensor& tensor) {
     case ScalarType::Byte: return "uint8";
     default: return "another dtype";
   }
+}
+inline const char* dtype_name(const Tensor& tensor) { return dtype_name(tensor.scalar_type()); }
+
+// Activations in bfloat16 have weights, scales, shifts, statistics and the gradients of these in
+// float32. There are kernels for them on a GPU only.
+inline bool is_bf16(const Tensor& tensor) {
+  return tensor.scalar_type() == torch::headeronly::ScalarType::BFloat16;
+}
+inline torch::headeronly::ScalarType parameter_type(const Tensor& activations) {
+  return is_bf16(activations) ? torch::headeronly::ScalarType::Float : activations.scalar_type();
+}
+inline void check_activations(const char* operation, const char* argument, const Tensor& tensor) {
+  const auto dtype = parameter_type(tensor);
+  CWK_CHECK(dtype == torch::headeronly::ScalarType::Float ||
+                dtype == torch::headeronly::ScalarType::Double,
+            operation, argument, "float32, float64 or bfloat16", dtype_name(tensor));
+}
+inline void check_cpu_activations(const char* operation, const char* argument,
+                                  const Tensor& tensor) {
+  CWK_CHECK(!is_bf16(tensor), operation, argument, "float32 or float64 on the CPU",
+            "bfloat16, whose kernels need a GPU");
 }
 
 inline const char* device_name(const Tensor& tensor) {

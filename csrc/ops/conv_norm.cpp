@@ -36,10 +36,9 @@ Arguments check(const char* name, const Tensor& input, const Tensor& weight,
                 const OptionalTensor& statistics, const OptionalTensor& scale,
                 const OptionalTensor& shift, int64_t stride) {
   const int64_t d = input.dim();
-  const auto dtype = input.scalar_type();
-  CWK_CHECK((d == 4 || d == 5) && (dtype == ScalarType::Float || dtype == ScalarType::Double), name,
-            "input", "float32 or float64 [N, C, H, W] or [A, N, C, H, W]",
-            dtype_name(input) + (" " + describe(input)));
+  CWK_CHECK(d == 4 || d == 5, name, "input", "[N, C, H, W] or [A, N, C, H, W]", describe(input));
+  check_activations(name, "input", input);
+  const auto dtype = parameter_type(input);
   const int64_t channels = input.size(d - 3), lead = d == 5 ? input.size(0) : 1;
   const int64_t size = weight.dim() == 4 ? weight.size(3) : 0;
   CWK_CHECK(size % 2 == 1 && size <= 7 && weight.size(2) == size && weight.size(1) == channels &&
@@ -53,7 +52,7 @@ Arguments check(const char* name, const Tensor& input, const Tensor& weight,
         std::tuple("scale", &scale, channels), std::tuple("shift", &shift, channels)}) {
     if (!*tensor) continue;
     CWK_CHECK((*tensor)->numel() == numel && (*tensor)->scalar_type() == dtype, name, argument,
-              std::to_string(numel) + " values of the input's dtype", describe(**tensor));
+              std::to_string(numel) + " values in the parameters' dtype", describe(**tensor));
     check_same_device(name, argument, **tensor, input);
   }
   return {dense_images(input), torch::stable::contiguous(weight), contiguous(statistics),
@@ -84,6 +83,7 @@ ConvNormParams prepare(const Arguments& arguments, bool relu, bool pool, int64_t
   params.training = training;
   params.winograd = winograd;
   params.double_precision = input.scalar_type() == ScalarType::Double;
+  params.bf16_images = is_bf16(input);
   params.parallel = cpu_parallel();
   return params;
 }
@@ -109,7 +109,7 @@ std::tuple<Tensor, Tensor> forward(const Run& run, const Tensor& input, const Te
   Tensor output = new_images(arguments.input, output_size(params, several));
   std::vector<int64_t> measured_size{2, params.output_channels};
   if (several) measured_size.insert(measured_size.begin(), params.architectures);
-  Tensor measured = torch::stable::new_empty(input, measured_size);
+  Tensor measured = torch::stable::new_empty(input, measured_size, parameter_type(input));
   params.output = output.mutable_data_ptr();
   params.measured = measured.mutable_data_ptr();
   if (output.numel() == 0) return {output, torch::stable::zero_(measured)};
@@ -139,8 +139,8 @@ Gradients backward(const Run& run, const Tensor& grad, const Tensor& input, cons
   Tensor grad_input = skipped ? none : new_images(input, size);
   Tensor grad_weight = torch::stable::empty_like(arguments.weight);
   const std::vector<int64_t> affine{scale ? params.input_channels : 0};
-  Tensor grad_scale = torch::stable::new_empty(input, affine);
-  Tensor grad_shift = torch::stable::new_empty(input, affine);
+  Tensor grad_scale = torch::stable::new_empty(weight, affine);
+  Tensor grad_shift = torch::stable::new_empty(weight, affine);
   if (wanted == 0) {
     return {torch::stable::zero_(grad_input), torch::stable::zero_(grad_weight),
             torch::stable::zero_(grad_scale), torch::stable::zero_(grad_shift)};
@@ -159,6 +159,7 @@ std::tuple<Tensor, Tensor> conv_norm_cpu(const Tensor& input, const Tensor& weig
                                          const OptionalTensor& scale, const OptionalTensor& shift,
                                          bool relu, bool pool, int64_t stride, bool training,
                                          double eps, bool winograd) {
+  check_cpu_activations("conv_norm", "input", input);
   const auto run = [](ConvNormParams& params) { CWK_RUN_CPU(conv_norm, params); };
   return forward(run, input, weight, statistics, scale, shift, relu, pool, stride, training, eps,
                  winograd);
@@ -167,6 +168,7 @@ Gradients conv_norm_backward_cpu(const Tensor& grad, const Tensor& input, const 
                                  const OptionalTensor& statistics, const OptionalTensor& scale,
                                  const OptionalTensor& shift, bool relu, bool pool, int64_t stride,
                                  bool training, double eps, bool winograd, bool need_input) {
+  check_cpu_activations("conv_norm_backward", "input", input);
   const auto run = [](ConvNormParams& params) { CWK_RUN_CPU(conv_norm_backward, params); };
   return backward(run, grad, input, weight, statistics, scale, shift, relu, pool, stride, training,
                   eps, winograd, need_input);

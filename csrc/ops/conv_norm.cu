@@ -19,26 +19,27 @@ int64_t weight_offset(const ConvNormParams& p) {
   return (input_gradient_scratch(p).bytes + 127) / 128 * 128;
 }
 
-template <class T>
 int input_gradient(const ConvNormParams& p, void* stream) {
   if (!p.grad_input) return 0;
-  if (!input_gradient_is_tiled(p)) return launch_input_gradient_general<T>(p, stream);
-  return p.winograd ? launch_input_gradient_tile<Tf32>(p, stream)
-                    : launch_input_gradient_tile<Tf32x3>(p, stream);
+  if (input_gradient_is_tiled(p)) {
+    return with_precision(p, [&](auto precision) {
+      return launch_input_gradient_tile<decltype(precision)>(p, stream);
+    });
+  }
+  return with_stored(p, [&](auto of) {
+    return launch_input_gradient_general<typename decltype(of)::Type>(p, stream);
+  });
 }
 
-template <class T>
 int weight_gradient(const ConvNormParams& p, void* stream) {
-  if (!conv_norm_weight_is_tiled(p)) return launch_weight_general<T>(p, stream);
-  auto* partials = reinterpret_cast<float*>(static_cast<char*>(p.workspace) + weight_offset(p));
-  return p.winograd ? launch_weight_tile<Tf32>(p, partials, stream)
-                    : launch_weight_tile<Tf32x3>(p, partials, stream);
-}
-
-template <class T>
-int backward(const ConvNormParams& p, void* stream) {
-  const int error = input_gradient<T>(p, stream);
-  return error != 0 ? error : weight_gradient<T>(p, stream);
+  if (conv_norm_weight_is_tiled(p)) {
+    auto* partials = reinterpret_cast<float*>(static_cast<char*>(p.workspace) + weight_offset(p));
+    return with_precision(p, [&](auto precision) {
+      return launch_weight_tile<decltype(precision)>(p, partials, stream);
+    });
+  }
+  return with_stored(
+      p, [&](auto of) { return launch_weight_general<typename decltype(of)::Type>(p, stream); });
 }
 
 bool forward_is_tiled(const ConvNormParams& p) {
@@ -62,13 +63,17 @@ CudaScratch conv_norm_backward_cuda_scratch(const ConvNormParams& p) {
 }
 
 int conv_norm_cuda(const ConvNormParams& p, void* stream) {
-  if (p.double_precision) return launch_forward_general<double>(p, stream);
-  if (!forward_is_tiled(p)) return launch_forward_general<float>(p, stream);
-  return p.winograd ? launch_forward_tile<Tf32>(p, stream) : launch_forward_tile<Tf32x3>(p, stream);
+  if (forward_is_tiled(p)) {
+    return with_precision(
+        p, [&](auto precision) { return launch_forward_tile<decltype(precision)>(p, stream); });
+  }
+  return with_stored(
+      p, [&](auto of) { return launch_forward_general<typename decltype(of)::Type>(p, stream); });
 }
 
 int conv_norm_backward_cuda(const ConvNormParams& p, void* stream) {
-  return p.double_precision ? backward<double>(p, stream) : backward<float>(p, stream);
+  const int error = input_gradient(p, stream);
+  return error != 0 ? error : weight_gradient(p, stream);
 }
 
 }  // namespace cwkernels

@@ -33,6 +33,7 @@ struct ConvNormParams {
   bool training;          // the statistics are the input's own: its gradient goes through them too
   bool winograd;          // 3 x 3 convolutions may run by Winograd's method (precision "high")
   bool double_precision;  // all tensors are float64, otherwise float32
+  bool bf16_images;       // GPU only: tensors [A, N, ...] are bfloat16, the others float32
   Parallel parallel;      // CPU only
   void* workspace;        // conv_norm_workspace(params) bytes, 64-byte aligned; on a GPU those of
                           // conv_norm_cuda_scratch(params)

@@ -26,8 +26,9 @@ struct Coefficients {
 };
 
 // Channels of an architecture's input, normalised and rectified.
+template <class Stored>
 struct InputChannels {
-  const float* input;
+  const Stored* input;
   const Norm<float>* norm;
   int64_t image, row;  // strides; a column is `channels` away
   int channels;
@@ -35,7 +36,7 @@ struct InputChannels {
 
   __device__ __forceinline__ InputChannels(const ConvNormParams& p,
                                            const Coefficients& coefficients, int64_t a)
-      : input(static_cast<const float*>(p.input) +
+      : input(static_cast<const Stored*>(p.input) +
               a * p.images * p.height * p.width * p.input_channels),
         norm(coefficients.of),
         image(p.height * p.width * p.input_channels),
@@ -43,14 +44,14 @@ struct InputChannels {
         channels(static_cast<int>(p.input_channels)),
         relu(p.relu) {}
 
-  __device__ __forceinline__ const float* at(int64_t n, int y, int x, int channel) const {
+  __device__ __forceinline__ const Stored* at(int64_t n, int y, int x, int channel) const {
     return input + n * image + y * row + static_cast<int64_t>(x) * channels + channel;
   }
   __device__ __forceinline__ float one(float raw, int channel) const {
     const float value = norm ? norm[channel](raw) : raw;
     return relu ? rectify(value) : value;
   }
-  __device__ __forceinline__ Four four(const float* from, int channel) const {
+  __device__ __forceinline__ Four four(const Stored* from, int channel) const {
     Four values = load_lanes<4>(from);
 #pragma unroll
     for (int e = 0; e < 4; ++e) values[e] = one(values[e], channel + e);
@@ -59,39 +60,43 @@ struct InputChannels {
 };
 
 // What the convolution sees: pixel by pixel,
-struct LoadInput : InputChannels {
-  using InputChannels::InputChannels;
+template <class Stored>
+struct LoadInput : InputChannels<Stored> {
+  using InputChannels<Stored>::InputChannels;
 
   __device__ __forceinline__ Four operator()(int64_t n, int y, int x, int channel) const {
-    return four(at(n, y, x, channel), channel);
+    return this->four(this->at(n, y, x, channel), channel);
   }
 };
 
 // of fewer channels than eight, zeros behind them,
-struct LoadNarrow : InputChannels {
-  using InputChannels::InputChannels;
+template <class Stored>
+struct LoadNarrow : InputChannels<Stored> {
+  using InputChannels<Stored>::InputChannels;
 
   __device__ __forceinline__ Four operator()(int64_t n, int y, int x, int channel) const {
-    const float* from = at(n, y, x, channel);
+    const Stored* from = this->at(n, y, x, channel);
     Four values{};
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      if (channel + e < channels) values[e] = one(from[e], channel + e);
+      if (channel + e < this->channels) values[e] = this->one(load_stored(from + e), channel + e);
     }
     return values;
   }
 };
 
 // or the average of 2 x 2 pixels, 64 bytes.
-struct LoadPooled : InputChannels {
+template <class Stored>
+struct LoadPooled : InputChannels<Stored> {
   static constexpr int kBatch = 2;
-  using InputChannels::InputChannels;
+  using InputChannels<Stored>::InputChannels;
 
   __device__ __forceinline__ Four operator()(int64_t n, int y, int x, int channel) const {
-    const float* from = at(n, 2 * y, 2 * x, channel);
-    Four values = four(from, channel);
-    const Four right = four(from + channels, channel), below = four(from + row, channel);
-    const Four diagonal = four(from + row + channels, channel);
+    const Stored* from = this->at(n, 2 * y, 2 * x, channel);
+    Four values = this->four(from, channel);
+    const Four right = this->four(from + this->channels, channel);
+    const Four below = this->four(from + this->row, channel);
+    const Four diagonal = this->four(from + this->row + this->channels, channel);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       values[e] = ((values[e] + right[e]) + (below[e] + diagonal[e])) * 0.25f;
@@ -102,10 +107,11 @@ struct LoadPooled : InputChannels {
 
 // Four channels of a dense tensor as they are. The epilogues behind it need registers for raw
 // values and sums, which leaves room for two loads.
+template <class Stored>
 struct LoadDense {
   static constexpr int kBatch = 2;
 
-  const float* from;
+  const Stored* from;
   int64_t height, width, channels;
 
   __device__ __forceinline__ Four operator()(int64_t n, int y, int x, int channel) const {

@@ -40,17 +40,18 @@ __device__ __forceinline__ T normalised(const ConvNormParams& p, const Norm<T>& 
 }
 
 // One value of what the convolution sees; `image` is that of all architectures.
-template <class T>
+template <class Stored, class T = Computed<Stored>>
 __device__ __forceinline__ T loaded(const ConvNormParams& p, const Norm<T>& norm, int64_t image,
                                     int64_t y, int64_t x, int64_t c) {
   const int64_t row = p.width * p.input_channels, divisor = p.pool ? 2 : 1;
-  const T* at = static_cast<const T*>(p.input) +
-                ((image * p.height + y * divisor) * p.width + x * divisor) * p.input_channels + c;
-  const T value = normalised(p, norm, *at);
+  const Stored* at = static_cast<const Stored*>(p.input) +
+                     ((image * p.height + y * divisor) * p.width + x * divisor) * p.input_channels +
+                     c;
+  const T value = normalised(p, norm, load_stored(at));
   if (!p.pool) return value;
-  const T right = normalised(p, norm, at[p.input_channels]);
-  const T below = normalised(p, norm, at[row]);
-  const T diagonal = normalised(p, norm, at[row + p.input_channels]);
+  const T right = normalised(p, norm, load_stored(at + p.input_channels));
+  const T below = normalised(p, norm, load_stored(at + row));
+  const T diagonal = normalised(p, norm, load_stored(at + row + p.input_channels));
   return ((value + right) + (below + diagonal)) * T(0.25);
 }
 
@@ -78,13 +79,13 @@ __device__ __forceinline__ int64_t thread_number() {
 // How a pass is shared out: a block has 256 / columns rows of `columns` threads, each of which
 // keeps to kLanes channels and goes from pixel to pixel. A run of columns x kLanes channels is a
 // chunk; the grid has the blocks of a chunk, then the chunks, then the architectures.
-template <class T, class Value>
+template <class Stored, template <class> class Value>
 struct ConvNormPass {
   ConvNormParams p;
   int64_t pixels, channels;  // of one architecture
   int64_t chunks, blocks;
   int columns;
-  Partials<Value> partials;  // a slot for each chunk of each architecture
+  Partials<Value<Computed<Stored>>> partials;  // a slot for each chunk of each architecture
 };
 
 template <int kLanes>
@@ -93,8 +94,8 @@ struct PassPlace {
   int64_t pixel, step, channel;
   bool live;
 
-  template <class T, class Value>
-  __device__ __forceinline__ explicit PassPlace(const ConvNormPass<T, Value>& l) {
+  template <class Stored, template <class> class Value>
+  __device__ __forceinline__ explicit PassPlace(const ConvNormPass<Stored, Value>& l) {
     slot = blockIdx.x / l.blocks;
     block = blockIdx.x % l.blocks;
     architecture = slot / l.chunks;
@@ -107,9 +108,10 @@ struct PassPlace {
 };
 
 // Statistics of the output, where no tile has measured it: eight values of a thread at a time.
-template <class T>
+template <class Stored>
 __global__ void __launch_bounds__(kConvNormThreads)
-    conv_norm_measure(ConvNormPass<T, Moments<T>> l) {
+    conv_norm_measure(ConvNormPass<Stored, Moments> l) {
+  using T = Computed<Stored>;
   wait_for_previous();
   allow_next();
   constexpr int kValues = 8;
@@ -117,15 +119,15 @@ __global__ void __launch_bounds__(kConvNormThreads)
   int* last = shared.take<int>(1);
   Moments<T>* values = shared.take<Moments<T>>(kConvNormThreads);
   const PassPlace<1> at(l);
-  const T* output =
-      static_cast<const T*>(l.p.output) + at.architecture * l.pixels * l.channels + at.channel;
+  const Stored* output =
+      static_cast<const Stored*>(l.p.output) + at.architecture * l.pixels * l.channels + at.channel;
   Moments<T> own = Moments<T>::nothing();
   for (int64_t pixel = at.pixel; at.live && pixel < l.pixels; pixel += kValues * at.step) {
     T batch[kValues] = {};
     unsigned live = 0;
     for (int i = 0; i < kValues; ++i) {
       if (pixel + i * at.step >= l.pixels) continue;
-      batch[i] = output[(pixel + i * at.step) * l.channels];
+      batch[i] = load_stored(output + (pixel + i * at.step) * l.channels);
       live |= 1u << i;
     }
     own = own.merged(moments_of(batch, live));
@@ -145,8 +147,9 @@ __global__ void __launch_bounds__(kConvNormThreads)
 }
 
 // The two sums of the batch norm's backward pass, where no tile has summed them.
-template <class T>
-__global__ void __launch_bounds__(kConvNormThreads) conv_norm_sums(ConvNormPass<T, Sums<T>> l) {
+template <class Stored>
+__global__ void __launch_bounds__(kConvNormThreads) conv_norm_sums(ConvNormPass<Stored, Sums> l) {
+  using T = Computed<Stored>;
   wait_for_previous();
   allow_next();
   Shared shared;
@@ -157,12 +160,12 @@ __global__ void __launch_bounds__(kConvNormThreads) conv_norm_sums(ConvNormPass<
   if (at.live) {
     const T mean = input_channels<T>(l.p, at.architecture).mean[at.channel];
     const int64_t first = at.architecture * l.pixels * l.channels + at.channel;
-    const T* raw = static_cast<const T*>(l.p.input) + first;
-    const T* masked = static_cast<const T*>(l.p.grad_input) + first;
+    const Stored* raw = static_cast<const Stored*>(l.p.input) + first;
+    const Stored* masked = static_cast<const Stored*>(l.p.grad_input) + first;
 #pragma unroll 4
     for (int64_t pixel = at.pixel; pixel < l.pixels; pixel += at.step) {
-      const T grad = masked[pixel * l.channels];
-      own = own.merged({grad, grad * (raw[pixel * l.channels] - mean)});
+      const T grad = load_stored(masked + pixel * l.channels);
+      own = own.merged({grad, grad * (load_stored(raw + pixel * l.channels) - mean)});
     }
   }
   own = merge_rows(own, values, kConvNormThreads / l.columns, l.columns);
@@ -172,9 +175,10 @@ __global__ void __launch_bounds__(kConvNormThreads) conv_norm_sums(ConvNormPass<
 }
 
 // The gradients of the affine map, added up over the architectures in order.
-template <class T>
-__device__ void affine_gradients(const ConvNormPass<T, Sums<T>>& l, int64_t chunk, int64_t c,
+template <class Stored>
+__device__ void affine_gradients(const ConvNormPass<Stored, Sums>& l, int64_t chunk, int64_t c,
                                  int64_t channel) {
+  using T = Computed<Stored>;
   T scale = 0, shift = 0;
   for (int64_t a = 0; a < l.p.architectures; ++a) {
     const Sums<T> sums = l.partials.sum(a * l.chunks + chunk, c);
@@ -189,9 +193,10 @@ __device__ void affine_gradients(const ConvNormPass<T, Sums<T>>& l, int64_t chun
 
 // Back through the normalisation, in place. A block merges its chunk's groups of partial sums, at
 // most 17 x 8 bytes a channel out of L2, and makes each channel's coefficients once.
-template <class T, int kLanes>
+template <class Stored, int kLanes>
 __global__ void __launch_bounds__(kConvNormThreads, 2)
-    conv_norm_gradient(ConvNormPass<T, Sums<T>> l) {
+    conv_norm_gradient(ConvNormPass<Stored, Sums> l) {
+  using T = Computed<Stored>;
   wait_for_previous();
   allow_next();
   Shared shared;
@@ -215,8 +220,8 @@ __global__ void __launch_bounds__(kConvNormThreads, 2)
 #pragma unroll
   for (int i = 0; i < kLanes; ++i) backward[i] = coefficients[at.channel - chunk * width + i];
   const int64_t first = at.architecture * l.pixels * l.channels + at.channel;
-  const T* __restrict__ raw = static_cast<const T*>(l.p.input) + first;
-  T* gradient = static_cast<T*>(l.p.grad_input) + first;
+  const Stored* __restrict__ raw = static_cast<const Stored*>(l.p.input) + first;
+  Stored* gradient = static_cast<Stored*>(l.p.grad_input) + first;
   for (int64_t pixel = at.pixel; pixel < l.pixels; pixel += at.step) {
     Lanes<T, kLanes> grad = load_lanes<kLanes>(gradient + pixel * l.channels);
     const Lanes<T, kLanes> own = load_lanes<kLanes>(raw + pixel * l.channels);
@@ -230,9 +235,10 @@ __global__ void __launch_bounds__(kConvNormThreads, 2)
 
 // A pass over `channels` channels in chunks of up to 32, whose partial results, if it leaves any,
 // lie in the call's workspace.
-template <class T, class Value>
-ConvNormPass<T, Value> conv_norm_pass(const ConvNormParams& p, int64_t pixels, int64_t channels) {
-  ConvNormPass<T, Value> l{};
+template <class Stored, template <class> class Value>
+ConvNormPass<Stored, Value> conv_norm_pass(const ConvNormParams& p, int64_t pixels,
+                                           int64_t channels) {
+  ConvNormPass<Stored, Value> l{};
   l.p = p;
   l.pixels = pixels;
   l.channels = channels;
@@ -241,29 +247,30 @@ ConvNormPass<T, Value> conv_norm_pass(const ConvNormParams& p, int64_t pixels, i
   l.chunks = (channels + l.columns - 1) / l.columns;
   const int64_t rows = kConvNormThreads / l.columns;
   l.blocks = sum_blocks(current_device().processors, l.chunks, (pixels + rows - 1) / rows);
-  l.partials = {static_cast<Value*>(p.workspace), p.tickets, l.blocks, l.columns};
+  l.partials = {static_cast<Value<Computed<Stored>>*>(p.workspace), p.tickets, l.blocks, l.columns};
   return l;
 }
 
-template <class T>
-ConvNormPass<T, Moments<T>> measure_pass(const ConvNormParams& p) {
+template <class Stored>
+ConvNormPass<Stored, Moments> measure_pass(const ConvNormParams& p) {
   const LoadedSize size = loaded_size(p);
-  return conv_norm_pass<T, Moments<T>>(p, p.images * size.output_height * size.output_width,
-                                       p.output_channels);
+  return conv_norm_pass<Stored, Moments>(p, p.images * size.output_height * size.output_width,
+                                         p.output_channels);
 }
-template <class T>
-ConvNormPass<T, Sums<T>> sums_pass(const ConvNormParams& p) {
-  return conv_norm_pass<T, Sums<T>>(p, p.images * p.height * p.width, p.input_channels);
+template <class Stored>
+ConvNormPass<Stored, Sums> sums_pass(const ConvNormParams& p) {
+  return conv_norm_pass<Stored, Sums>(p, p.images * p.height * p.width, p.input_channels);
 }
 
 // The last step of the input's gradient, once the sums are there. Enough blocks for every processor
 // to have eight, and for a thread to have some pixels.
-template <class T, int kLanes>
-int launch_norm_gradient(ConvNormPass<T, Sums<T>> l, void* stream) {
+template <class Stored, int kLanes>
+int launch_norm_gradient(ConvNormPass<Stored, Sums> l, void* stream) {
   const int64_t rows = kConvNormThreads / l.columns, enough = 4;
   l.blocks = max((l.pixels + rows * enough - 1) / (rows * enough), int64_t{1});
-  const size_t shared = shared_bytes<NormBackward<T>>(static_cast<size_t>(l.columns * kLanes));
-  return launch(conv_norm_gradient<T, kLanes>, {l.p.architectures * l.chunks * l.blocks},
+  const size_t shared =
+      shared_bytes<NormBackward<Computed<Stored>>>(static_cast<size_t>(l.columns * kLanes));
+  return launch(conv_norm_gradient<Stored, kLanes>, {l.p.architectures * l.chunks * l.blocks},
                 kConvNormThreads, shared, stream, l);
 }
 

@@ -1,9 +1,10 @@
 #pragma once
+#include "../parts/by_dtype.cuh"
 #include "../parts/tile_sums.cuh"
 #include "conv_norm_load.cuh"
 
-// conv_norm and the gradient of its input by the tiles of parts/tile.cuh, in float32 and for
-// channels that are multiples of 16. The stem's input, of at most 8 channels, has a tile of its
+// conv_norm and the gradient of its input by the tiles of parts/tile.cuh, in float32 and bf16 and
+// for channels that are multiples of 16. The stem's input, of at most 8 channels, has a tile of its
 // own.
 namespace cwkernels {
 
@@ -65,6 +66,7 @@ __device__ __forceinline__ void convolve_tile(typename Split::Sums& sums, const 
 template <class Precision, class Split, class Load>
 __global__ void __launch_bounds__(Split::kThreads, Split::resident(2 * Precision::kProducts))
     conv_norm_tile(const __grid_constant__ ConvNormTile t) {
+  using Stored = typename Precision::Stored;
   wait_for_previous();
   allow_next();
   const ConvNormPlace<Split> at(t);
@@ -76,8 +78,8 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(2 * Precision
   int* last = shared.take<int>(1);
   const Coefficients coefficients(t.p, at.architecture, shared);
   const Load load(t.p, coefficients, at.architecture);
-  float* target =
-      static_cast<float*>(t.p.output) +
+  Stored* target =
+      static_cast<Stored*>(t.p.output) +
       at.architecture * t.p.images * t.size.output_height * t.size.output_width * t.outputs +
       output;
   const ConvPart& part = t.all.parts[0];
@@ -94,7 +96,7 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(2 * Precision
       TilePlace own;
       const bool there = output_place(part.tiles, tile, pixel, &own);
       live |= static_cast<unsigned>(there) << row++;
-      float* to =
+      Stored* to =
           target +
           ((own.image * t.size.output_height + own.y) * t.size.output_width + own.x) * t.outputs;
       return [=](int /*fragment*/, int n, float left, float right) {
@@ -121,10 +123,10 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(2 * Precision
 
 // The gradient of a loaded pixel goes back through the ReLU, and adds to the sums of the batch
 // norm's backward pass.
-template <class Split>
+template <class Stored, class Split>
 struct StoreMasked {
-  const float* input;  // null: there is no such output
-  float* gradient;
+  const Stored* input;  // null: there is no such output
+  Stored* gradient;
   const Norm<float>* norm;
   bool relu;
   Sums<float> (&gathered)[Split::kN][2];
@@ -149,8 +151,9 @@ struct StoreMasked {
 
 // Or through the average, to the 2 x 2 pixels that it came from. Those of an odd last row or column
 // came to nothing and get zeros from the last loaded pixel before them.
+template <class Stored>
 struct StoreSpread {
-  float* gradient;    // of the first pixel
+  Stored* gradient;   // of the first pixel
   int rows, columns;  // 0: there is no such output
   int64_t row;        // of the input, in values
   int channels;
@@ -168,7 +171,7 @@ struct StoreSpread {
 };
 
 // For an output of a tile of gradients; `first` is where the architecture and its chunk begin.
-template <bool kPooled, class Split>
+template <class Stored, bool kPooled, class Split>
 __device__ __forceinline__ auto store_gradient(const ConvNormTile& t, const ConvPart& part,
                                                const TilePlace& tile, int pixel, int64_t first,
                                                const Norm<float>* norm,
@@ -180,14 +183,14 @@ __device__ __forceinline__ auto store_gradient(const ConvNormTile& t, const Conv
   const int64_t row = t.p.width * t.outputs;
   const int64_t at = first + (own.image * t.p.height + y * kDivisor) * row +
                      static_cast<int64_t>(x) * kDivisor * t.outputs;
-  float* gradient = static_cast<float*>(t.p.grad_input) + at;
+  Stored* gradient = static_cast<Stored*>(t.p.grad_input) + at;
   if constexpr (kPooled) {
     const int rows = y + 1 < t.size.height ? 2 : static_cast<int>(t.p.height) - 2 * y;
     const int columns = x + 1 < t.size.width ? 2 : static_cast<int>(t.p.width) - 2 * x;
-    return StoreSpread{gradient, there ? rows : 0, columns, row, t.outputs};
+    return StoreSpread<Stored>{gradient, there ? rows : 0, columns, row, t.outputs};
   } else {
-    const float* input = static_cast<const float*>(t.p.input) + at;
-    return StoreMasked<Split>{there ? input : nullptr, gradient, norm, t.p.relu, gathered};
+    const Stored* input = static_cast<const Stored*>(t.p.input) + at;
+    return StoreMasked<Stored, Split>{there ? input : nullptr, gradient, norm, t.p.relu, gathered};
   }
 }
 
@@ -197,6 +200,7 @@ __device__ __forceinline__ auto store_gradient(const ConvNormTile& t, const Conv
 template <class Precision, class Split, bool kPooled>
 __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kProducts))
     conv_norm_masked_tile(const __grid_constant__ ConvNormTile t) {
+  using Stored = typename Precision::Stored;
   wait_for_previous();
   allow_next();
   const ConvNormPlace<Split> at(t);
@@ -208,8 +212,9 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kP
   int* last = shared.take<int>(1);
   const Coefficients coefficients(t.p, at.architecture, shared);
   const int64_t source_size = t.p.images * t.size.output_height * t.size.output_width * t.depth;
-  const LoadDense load{static_cast<const float*>(t.p.grad_output) + at.architecture * source_size,
-                       t.size.output_height, t.size.output_width, t.depth};
+  const LoadDense<Stored> load{
+      static_cast<const Stored*>(t.p.grad_output) + at.architecture * source_size,
+      t.size.output_height, t.size.output_width, t.depth};
   const int64_t first = at.architecture * t.p.images * t.p.height * t.p.width * t.outputs + output;
   const Norm<float>* norm = coefficients.of ? coefficients.of + output : nullptr;
   Sums<float> gathered[Split::kN][2] = {};
@@ -225,7 +230,7 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kP
         static_cast<int>(t.size.output_width), output, load, source, weights, &part == before);
     before = &part;
     hand_out<Split>(sums, [&](int pixel) {
-      return store_gradient<kPooled, Split>(t, part, tile, pixel, first, norm, gathered);
+      return store_gradient<Stored, kPooled, Split>(t, part, tile, pixel, first, norm, gathered);
     });
   }
   if (!t.p.statistics) return;
@@ -236,12 +241,6 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kP
 }
 
 // --- On the host ---------------------------------------------------------------------------------
-
-// A type as an argument.
-template <class T>
-struct Of {
-  using Type = T;
-};
 
 using TileNarrow = TileSplit<8, 1, 1, 2, 8>;
 static_assert(32 * 32 * 256 / TileNarrow::kPixels == 2048, "the prose above conv_norm_tile");
@@ -314,20 +313,20 @@ int launch_conv_norm_tile(void (*kernel)(ConvNormTile), ConvNormTile t, void* st
 }
 
 // f(split, load) for the forward pass: an averaged input is read by few channels only.
-template <class F>
+template <class Stored, class F>
 auto with_forward_tile(const ConvNormTile& t, const F& f) {
-  if (conv_norm_is_narrow(t.p)) return f(TileNarrow{}, Of<LoadNarrow>{});
+  if (conv_norm_is_narrow(t.p)) return f(TileNarrow{}, Of<LoadNarrow<Stored>>{});
   if (!t.p.pool) {
-    return with_conv_norm_tile(t, [&](auto split) { return f(split, Of<LoadInput>{}); });
+    return with_conv_norm_tile(t, [&](auto split) { return f(split, Of<LoadInput<Stored>>{}); });
   }
-  return t.outputs % Tile32::kOutputs == 0 ? f(Tile32{}, Of<LoadPooled>{})
-                                           : f(Tile16{}, Of<LoadPooled>{});
+  return t.outputs % Tile32::kOutputs == 0 ? f(Tile32{}, Of<LoadPooled<Stored>>{})
+                                           : f(Tile16{}, Of<LoadPooled<Stored>>{});
 }
 
 template <class Precision>
 int launch_forward_tile(const ConvNormParams& p, void* stream) {
   const ConvNormTile t = make_conv_norm_tile(p, false);
-  return with_forward_tile(t, [&](auto split, auto load) {
+  return with_forward_tile<typename Precision::Stored>(t, [&](auto split, auto load) {
     using Split = decltype(split);
     using Load = typename decltype(load)::Type;
     return launch_conv_norm_tile<Split, Moments<float>>(conv_norm_tile<Precision, Split, Load>, t,
@@ -337,7 +336,7 @@ int launch_forward_tile(const ConvNormParams& p, void* stream) {
 
 inline CudaScratch forward_tile_scratch(const ConvNormParams& p) {
   const ConvNormTile t = make_conv_norm_tile(p, false);
-  return with_forward_tile(t, [&](auto split, auto /*load*/) {
+  return with_forward_tile<float>(t, [&](auto split, auto /*load*/) {
     using Split = decltype(split);
     return conv_norm_partials<Split, Moments<float>>(t).scratch(p.architectures *
                                                                 (t.outputs / Split::kOutputs));
@@ -363,14 +362,14 @@ int launch_input_gradient_tile(const ConvNormParams& p, void* stream) {
         conv_norm_masked_tile<Precision, Split, false>, t, stream);
     if (error != 0 || !p.statistics) return error;
     const Partials<Sums<float>> partials = conv_norm_partials<Split, Sums<float>>(t);
-    const ConvNormPass<float, Sums<float>> pass{p,
-                                                p.images * p.height * p.width,
-                                                p.input_channels,
-                                                p.input_channels / Split::kOutputs,
-                                                partials.blocks,
-                                                Split::kOutputs / 4,
-                                                partials};
-    return launch_norm_gradient<float, 4>(pass, stream);
+    const ConvNormPass<typename Precision::Stored, Sums> pass{p,
+                                                              p.images * p.height * p.width,
+                                                              p.input_channels,
+                                                              p.input_channels / Split::kOutputs,
+                                                              partials.blocks,
+                                                              Split::kOutputs / 4,
+                                                              partials};
+    return launch_norm_gradient<typename Precision::Stored, 4>(pass, stream);
   });
 }
 

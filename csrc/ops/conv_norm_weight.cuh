@@ -2,8 +2,8 @@
 #include "../parts/tile_weight.cuh"
 #include "conv_norm_tile.cuh"
 
-// The gradient of conv_norm's weights by the tiles of parts/tile_weight.cuh, in float32, for 1 x 1
-// and 3 x 3 taps, channels that are multiples of 16, and the stem.
+// The gradient of conv_norm's weights by the tiles of parts/tile_weight.cuh, in float32 and bf16,
+// for 1 x 1 and 3 x 3 taps, channels that are multiples of 16, and the stem.
 namespace cwkernels {
 
 struct ConvNormWeight {
@@ -21,6 +21,7 @@ struct ConvNormWeight {
 template <class Precision, class Split, class Load>
 __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kProducts))
     conv_norm_weight_tile(ConvNormWeight t) {
+  using Stored = typename Precision::Stored;
   wait_for_previous();
   allow_next();
   Shared shared;
@@ -36,8 +37,8 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kP
   const int64_t block = blockIdx.x / (input_chunks * output_chunks), a = t.first + blockIdx.y;
   const Coefficients coefficients(t.p, a, shared);
   const Load load_input(t.p, coefficients, a);
-  const LoadDense load_gradient{
-      static_cast<const float*>(t.p.grad_output) +
+  const LoadDense<Stored> load_gradient{
+      static_cast<const Stored*>(t.p.grad_output) +
           a * t.p.images * t.size.output_height * t.size.output_width * outputs,
       t.size.output_height, t.size.output_width, outputs};
   fill_source_table<Split>(t.tiles, t.window, table);
@@ -75,18 +76,19 @@ inline bool conv_norm_weight_is_tiled(const ConvNormParams& p) {
 }
 
 // f(split, load) for the channels and taps of a call.
-template <class F>
+template <class Stored, class F>
 auto with_weight_split(const ConvNormParams& p, const F& f) {
   const bool wide = p.input_channels % 32 == 0 && p.output_channels % 32 == 0;
-  if (p.input_channels % 16 != 0) return f(WeightNarrow{}, Of<LoadNarrow>{});
+  if (p.input_channels % 16 != 0) return f(WeightNarrow{}, Of<LoadNarrow<Stored>>{});
   if (p.pool) {
-    return wide ? f(Weight32Pointwise{}, Of<LoadPooled>{})
-                : f(Weight16Pointwise{}, Of<LoadPooled>{});
+    return wide ? f(Weight32Pointwise{}, Of<LoadPooled<Stored>>{})
+                : f(Weight16Pointwise{}, Of<LoadPooled<Stored>>{});
   }
   if (p.kernel_size == 1) {
-    return wide ? f(Weight32Pointwise{}, Of<LoadInput>{}) : f(Weight16Pointwise{}, Of<LoadInput>{});
+    return wide ? f(Weight32Pointwise{}, Of<LoadInput<Stored>>{})
+                : f(Weight16Pointwise{}, Of<LoadInput<Stored>>{});
   }
-  return wide ? f(Weight32{}, Of<LoadInput>{}) : f(Weight16{}, Of<LoadInput>{});
+  return wide ? f(Weight32{}, Of<LoadInput<Stored>>{}) : f(Weight16{}, Of<LoadInput<Stored>>{});
 }
 
 // How the gradient is shared out: none of it depends on the architectures, but how many of them a
@@ -113,7 +115,7 @@ inline int64_t conv_norm_weights_together(const ConvNormParams& p, int64_t block
 }
 
 inline int64_t weight_tile_bytes(const ConvNormParams& p) {
-  return with_weight_split(p, [&](auto split, auto /*load*/) {
+  return with_weight_split<float>(p, [&](auto split, auto /*load*/) {
     const int64_t blocks = make_conv_norm_weight<decltype(split)>(p, nullptr).blocks;
     return conv_norm_weights_together(p, blocks) * blocks * conv_norm_weights(p) *
            static_cast<int64_t>(sizeof(float));
@@ -148,7 +150,7 @@ int launch_weight_tile(const ConvNormParams& p, float* partials, void* stream) {
 
 template <class Precision>
 int launch_weight_tile(const ConvNormParams& p, float* partials, void* stream) {
-  return with_weight_split(p, [&](auto split, auto load) {
+  return with_weight_split<typename Precision::Stored>(p, [&](auto split, auto load) {
     using Load = typename decltype(load)::Type;
     return launch_weight_tile<Precision, decltype(split), Load>(p, partials, stream);
   });

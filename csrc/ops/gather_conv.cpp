@@ -36,10 +36,8 @@ struct Convolution {
 };
 
 void check_images(const char* operation, const char* argument, const Tensor& tensor) {
-  const auto dtype = tensor.scalar_type();
   CWK_CHECK(tensor.dim() == 5, operation, argument, "[A, N, C, H, W]", describe(tensor));
-  CWK_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, operation, argument,
-            "float32 or float64", dtype_name(tensor));
+  check_activations(operation, argument, tensor);
   CWK_CHECK(tensor.size(2) > 0 && tensor.size(3) > 0 && tensor.size(4) > 0, operation, argument,
             "at least one channel and one pixel", describe(tensor));
 }
@@ -58,8 +56,8 @@ Convolution check_weight(const char* operation, const Tensor& images, const Tens
   check_images(operation, "input", images);
   CWK_CHECK(weight.dim() == 5 && weight.is_contiguous() && weight.size(3) == weight.size(4),
             operation, "weight", "a contiguous bank [S, K, C / groups, R, R]", describe(weight));
-  CWK_CHECK(weight.scalar_type() == images.scalar_type(), operation, "weight", dtype_name(images),
-            dtype_name(weight));
+  CWK_CHECK(weight.scalar_type() == parameter_type(images), operation, "weight",
+            is_bf16(images) ? "float32" : dtype_name(images), dtype_name(weight));
   check_rows(operation, rows, weight.size(0));
   return {operation, rows.numel(), weight.size(3), stride, groups != 1, winograd};
 }
@@ -79,6 +77,7 @@ GatherConvParams prepare(const Convolution& conv, ConvPass pass, const Tensor& i
   params.depthwise = conv.depthwise;
   params.winograd = conv.winograd;
   params.double_precision = input.scalar_type() == ScalarType::Double;
+  params.bf16_images = is_bf16(input);
   params.input = input.data_ptr();
   params.output = output.data_ptr();
   params.input_strides = pixel_strides(input, conv.architectures);
@@ -187,8 +186,10 @@ std::tuple<Tensor, Tensor> backward_weight(const Run& run, const Tensor& grad, c
   const Tensor input = channels_dense(images);
   auto [unique, slots] = distinct(rows);
   Tensor values = torch::stable::new_empty(
-      input, std::vector<int64_t>{unique.numel(), grad.size(2), images.size(2) / groups,
-                                  kernel_size, kernel_size});
+      input,
+      std::vector<int64_t>{unique.numel(), grad.size(2), images.size(2) / groups, kernel_size,
+                           kernel_size},
+      parameter_type(input));
   GatherConvParams params = prepare(conv, ConvPass::backward_weight, input, output);
   params.weight_grad = values.mutable_data_ptr();
   params.slots = slots.data();
@@ -199,17 +200,20 @@ std::tuple<Tensor, Tensor> backward_weight(const Run& run, const Tensor& grad, c
 
 Tensor gather_conv_cpu(const Tensor& images, const Tensor& weight, const Tensor& rows,
                        int64_t stride, int64_t groups, bool /*dense_grad*/, bool winograd) {
+  check_cpu_activations("gather_conv", "input", images);
   return forward(OnCpu{}, images, weight, rows, stride, groups, winograd);
 }
 Tensor backward_input_cpu(const Tensor& grad, const Tensor& weight, const Tensor& rows,
                           std::vector<int64_t> input_shape, int64_t stride, int64_t groups,
                           bool winograd) {
+  check_cpu_activations("gather_conv_backward_input", "grad", grad);
   return backward_input(OnCpu{}, grad, weight, rows, std::move(input_shape), stride, groups,
                         winograd);
 }
 std::tuple<Tensor, Tensor> backward_weight_cpu(const Tensor& grad, const Tensor& images,
                                                const Tensor& rows, int64_t kernel_size,
                                                int64_t stride, int64_t groups, bool winograd) {
+  check_cpu_activations("gather_conv_backward_weight", "grad", grad);
   return backward_weight(OnCpu{}, grad, images, rows, kernel_size, stride, groups, winograd);
 }
 

@@ -1,3 +1,4 @@
+#include "../parts/by_dtype.cuh"
 #include "gather_conv.cuh"
 #include "gather_conv_weight.cuh"
 
@@ -10,16 +11,19 @@ CudaScratch gather_conv_cuda_scratch(const GatherConvParams& params) {
 
 int gather_conv_cuda(const GatherConvParams& params, void* stream) {
   if (params.pass == ConvPass::backward_weight && gather_weight_is_tiled(params)) {
-    return params.winograd ? launch_gather_weight<Tf32>(params, stream)
-                           : launch_gather_weight<Tf32x3>(params, stream);
+    return with_precision(params, [&](auto precision) {
+      return launch_gather_weight<decltype(precision)>(params, stream);
+    });
   }
   return for_each_part(params, [&](const GatherConvLaunch& part) {
     if (params.pass != ConvPass::backward_weight && gather_conv_is_tiled(params)) {
-      return params.winograd ? launch_gather_tile<Tf32>(part, stream)
-                             : launch_gather_tile<Tf32x3>(part, stream);
+      return with_precision(params, [&](auto precision) {
+        return launch_gather_tile<decltype(precision)>(part, stream);
+      });
     }
-    return params.double_precision ? launch_gather_conv_general<double>(part, stream)
-                                   : launch_gather_conv_general<float>(part, stream);
+    return with_stored(params, [&](auto of) {
+      return launch_gather_conv_general<typename decltype(of)::Type>(part, stream);
+    });
   });
 }
 

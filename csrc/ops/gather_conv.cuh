@@ -3,12 +3,12 @@
 #include "gather_conv_general.cuh"
 
 // gather_conv's output and the gradient of its input for channels that are multiples of 16, in
-// float32: products of matrices by the tiles of parts/tile.cuh.
+// float32 and bf16: products of matrices by the tiles of parts/tile.cuh.
 namespace cwkernels {
 
 struct GatherTileParams {
-  const float* source;
-  float* target;
+  const void* source;
+  void* target;
   const float* weight;
   PixelStrides source_strides, target_strides;
   int64_t set_size;  // K C R R
@@ -23,8 +23,9 @@ struct GatherTileParams {
 static_assert(sizeof(GatherTileParams) <= 4096, "the parameters of a kernel end at 4 KB");
 
 // Four channels of a pixel as they are.
+template <class Stored>
 struct LoadPixel {
-  const float* from;
+  const Stored* from;
   PixelStrides strides;
 
   __device__ __forceinline__ Four operator()(int64_t image, int y, int x, int channel) const {
@@ -33,8 +34,9 @@ struct LoadPixel {
 };
 
 // Writes pairs of channels, or adds them to what this thread wrote before.
+template <class Stored>
 struct StorePair {
-  float* to;  // null: no output is there
+  Stored* to;  // null: no output is there
   bool add;
 
   __device__ __forceinline__ void operator()(int /*fragment*/, int n, float left,
@@ -58,6 +60,7 @@ struct StorePair {
 template <class Precision, class Split, bool kTransposed>
 __global__ void __launch_bounds__(Split::kThreads, Split::kResident)
     gather_conv_tile(const __grid_constant__ GatherTileParams p) {
+  using Stored = typename Precision::Stored;
   wait_for_previous();
   allow_next();
   const int chunks = p.outputs / Split::kOutputs;
@@ -73,8 +76,9 @@ __global__ void __launch_bounds__(Split::kThreads, Split::kResident)
   for (int64_t a = begin; a < end; ++a) {
     typename Split::Sums sums;
     sums.clear();
-    const LoadPixel load{p.source + (p.first + a) * p.source_strides.architecture,
-                         p.source_strides};
+    const LoadPixel<Stored> load{
+        static_cast<const Stored*>(p.source) + (p.first + a) * p.source_strides.architecture,
+        p.source_strides};
     const float* row = p.weight + p.rows[a] * p.set_size;
     for (int channel = 0; channel < p.depth; channel += Split::kDepth) {
       sync_block();
@@ -85,11 +89,12 @@ __global__ void __launch_bounds__(Split::kThreads, Split::kResident)
       sync_block();
       multiply_tile<Precision, Split>(sums, part.tiles, part.window, rows, source, weights);
     }
-    float* target = p.target + (p.first + a) * p.target_strides.architecture + output;
+    Stored* target =
+        static_cast<Stored*>(p.target) + (p.first + a) * p.target_strides.architecture + output;
     hand_out<Split>(sums, [&](int pixel) {
       TilePlace at;
       const bool live = output_place(part.tiles, tile, pixel, &at);
-      return StorePair{
+      return StorePair<Stored>{
           live ? target + conv_offset(p.target_strides, 0, at.image, at.y * part.step + part.y,
                                       at.x * part.step + part.x)
                : nullptr,
@@ -104,7 +109,7 @@ inline bool tile_strides(const PixelStrides& s) {
   return s.architecture % 4 == 0 && s.image % 4 == 0 && s.row % 4 == 0 && s.column % 4 == 0;
 }
 
-// Whether the kernels of this file run a call: a pixel's channels are read 16 bytes at a time.
+// Whether the kernels of this file run a call: a pixel's channels are read four at a time.
 inline bool gather_conv_is_tiled(const GatherConvParams& p) {
   return !p.depthwise && !p.double_precision && p.input_channels % 16 == 0 &&
          p.output_channels % 16 == 0 && starts_wide(p.input) && starts_wide(p.output) &&
@@ -123,8 +128,8 @@ inline GatherTileParams make_gather_tile(const GatherConvLaunch& part) {
   const int size = static_cast<int>(p.kernel_size), stride = static_cast<int>(p.stride);
   const auto narrow = [](int64_t value) { return static_cast<int>(value); };
   GatherTileParams t{};
-  t.source = static_cast<const float*>(forward ? p.input : p.output);
-  t.target = static_cast<float*>(forward ? p.output : p.input);
+  t.source = forward ? p.input : p.output;
+  t.target = forward ? p.output : p.input;
   t.weight = static_cast<const float*>(p.weight);
   t.source_strides = forward ? p.input_strides : p.output_strides;
   t.target_strides = forward ? p.output_strides : p.input_strides;

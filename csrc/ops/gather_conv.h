@@ -26,6 +26,7 @@ struct GatherConvParams {
   ConvPass pass;
   bool depthwise;         // K == C, one input channel for each output channel
   bool double_precision;  // all tensors are float64, otherwise float32
+  bool bf16_images;       // GPU only: input and output are bfloat16, the others float32
   bool winograd;          // F(4x4, 3x3) may be used where it applies (CPU: parts/conv_winograd.h)
 
   // forward reads input and weight and writes output. backward_input reads output (the gradient of

@@ -1,8 +1,8 @@
 #pragma once
-#include "../parts/portable.cuh"
+#include "../parts/lanes.cuh"
 #include "gather_conv.h"
 
-// gather_conv for every valid shape, float32 and float64: one thread, or one warp, for each result.
+// gather_conv for every valid shape in each dtype: one thread, or one warp, for each result.
 // gather_conv.cuh has the kernels for the shapes of the networks.
 namespace cwkernels {
 
@@ -54,9 +54,10 @@ constexpr int kConvGeneralThreads = 256;
 // One thread an output: consecutive threads have consecutive output channels, so that a warp writes
 // 128 bytes at once and reads each input value as a broadcast. R R C multiply-adds, and as many
 // reads of weights, R R C elements apart: bound by those reads, from L1 or L2.
-template <class T>
+template <class Stored>
 __global__ void __launch_bounds__(kConvGeneralThreads)
     gather_conv_forward_general(GatherConvLaunch launch) {
+  using T = Computed<Stored>;
   wait_for_previous();
   allow_next();
   const GatherConvParams& p = launch.conv;
@@ -67,7 +68,7 @@ __global__ void __launch_bounds__(kConvGeneralThreads)
   const int64_t size = p.kernel_size, pad = size / 2, depth = conv_depth(p);
   const T* weight = static_cast<const T*>(p.weight) +
                     (chosen_row(launch, at.a) * p.output_channels + at.c) * depth * size * size;
-  const T* input = static_cast<const T*>(p.input) + (p.depthwise ? at.c : 0);
+  const Stored* input = static_cast<const Stored*>(p.input) + (p.depthwise ? at.c : 0);
   T sum = 0;
   for (int64_t r = 0; r < size; ++r) {
     const int64_t y = at.y * p.stride + r - pad;
@@ -75,17 +76,18 @@ __global__ void __launch_bounds__(kConvGeneralThreads)
     for (int64_t s = 0; s < size; ++s) {
       const int64_t x = at.x * p.stride + s - pad;
       if (x < 0 || x >= p.input_width) continue;
-      const T* pixel = input + conv_offset(p.input_strides, launch.first + at.a, at.n, y, x);
+      const Stored* pixel = input + conv_offset(p.input_strides, launch.first + at.a, at.n, y, x);
       const T* tap = weight + r * size + s;
-      for (int64_t c = 0; c < depth; ++c) sum += pixel[c] * tap[c * size * size];
+      for (int64_t c = 0; c < depth; ++c) sum += load_stored(pixel + c) * tap[c * size * size];
     }
   }
-  static_cast<T*>(
-      p.output)[conv_offset(p.output_strides, launch.first + at.a, at.n, at.y, at.x) + at.c] = sum;
+  store_stored(static_cast<Stored*>(p.output) +
+                   conv_offset(p.output_strides, launch.first + at.a, at.n, at.y, at.x) + at.c,
+               sum);
 }
 
 // The part of architecture `a` in the gradient of one input value.
-template <class T>
+template <class Stored, class T = Computed<Stored>>
 __device__ __forceinline__ T input_gradient(const GatherConvLaunch& launch, int64_t a,
                                             const ConvElement& at) {
   const GatherConvParams& p = launch.conv;
@@ -103,11 +105,11 @@ __device__ __forceinline__ T input_gradient(const GatherConvLaunch& launch, int6
     for (int64_t s = 0; s < size; ++s) {
       const int64_t x = at.x + pad - s;
       if (x < 0 || x % p.stride != 0 || x / p.stride >= p.output_width) continue;
-      const T* pixel =
-          static_cast<const T*>(p.output) +
+      const Stored* pixel =
+          static_cast<const Stored*>(p.output) +
           conv_offset(p.output_strides, launch.first + a, at.n, y / p.stride, x / p.stride);
       const T* tap = weight + r * size + s;
-      for (int64_t k = first; k < last; ++k) sum += pixel[k] * tap[k * depth * taps];
+      for (int64_t k = first; k < last; ++k) sum += load_stored(pixel + k) * tap[k * depth * taps];
     }
   }
   return sum;
@@ -115,9 +117,10 @@ __device__ __forceinline__ T input_gradient(const GatherConvLaunch& launch, int6
 
 // One thread an input value. Where architectures share their images it sums their gradients in
 // order, each computed by itself first, so the sum is that of separate calls bit for bit.
-template <class T>
+template <class Stored>
 __global__ void __launch_bounds__(kConvGeneralThreads)
     gather_conv_input_general(GatherConvLaunch launch) {
+  using T = Computed<Stored>;
   wait_for_previous();
   allow_next();
   const GatherConvParams& p = launch.conv;
@@ -126,26 +129,27 @@ __global__ void __launch_bounds__(kConvGeneralThreads)
       static_cast<int64_t>(blockIdx.x) * kConvGeneralThreads + static_cast<int64_t>(threadIdx.x);
   const ConvElement at(number, p.images, p.input_height, p.input_width, p.input_channels);
   if (at.a >= (shared ? 1 : launch.count)) return;
-  T* gradient = static_cast<T*>(p.input) +
-                conv_offset(p.input_strides, launch.first + at.a, at.n, at.y, at.x) + at.c;
+  Stored* gradient = static_cast<Stored*>(p.input) +
+                     conv_offset(p.input_strides, launch.first + at.a, at.n, at.y, at.x) + at.c;
   if (!shared) {
-    *gradient = input_gradient<T>(launch, at.a, at);
+    store_stored(gradient, input_gradient<Stored>(launch, at.a, at));
     return;
   }
-  T total = launch.first > 0 ? *gradient : T(0);
+  T total = launch.first > 0 ? load_stored(gradient) : T(0);
   for (int64_t a = 0; a < launch.count; ++a) {
-    const T own = input_gradient<T>(launch, a, at);
+    const T own = input_gradient<Stored>(launch, a, at);
     total = launch.first + a > 0 ? total + own : own;
   }
-  *gradient = total;
+  store_stored(gradient, total);
 }
 
 // One warp a weight: its lanes share out the pixels, 32 at a time, and add up in a fixed order. The
 // warps of a block have neighbouring weights and read the same lines. The sum of one architecture
 // goes to its slot before the next begins.
-template <class T>
+template <class Stored>
 __global__ void __launch_bounds__(kConvGeneralThreads)
     gather_conv_weight_general(GatherConvLaunch launch) {
+  using T = Computed<Stored>;
   wait_for_previous();
   allow_next();
   constexpr int kWarps = kConvGeneralThreads / kWarp;
@@ -159,15 +163,16 @@ __global__ void __launch_bounds__(kConvGeneralThreads)
   const int64_t c = p.depthwise ? k : weight / (size * size) % depth;
   const int64_t pixels = p.images * p.output_height * p.output_width;
   for (int64_t a = 0; a < launch.count; ++a) {
-    const T* input = static_cast<const T*>(p.input) + c;
-    const T* output = static_cast<const T*>(p.output) + k;
+    const Stored* input = static_cast<const Stored*>(p.input) + c;
+    const Stored* output = static_cast<const Stored*>(p.output) + k;
     T sum = 0;
     for (int64_t pixel = lane(); pixel < pixels; pixel += kWarp) {
       const ConvElement at(pixel, p.images, p.output_height, p.output_width, 1);
       const int64_t y = at.y * p.stride + r - pad, x = at.x * p.stride + s - pad;
       if (y < 0 || y >= p.input_height || x < 0 || x >= p.input_width) continue;
-      sum += output[conv_offset(p.output_strides, launch.first + a, at.n, at.y, at.x)] *
-             input[conv_offset(p.input_strides, launch.first + a, at.n, y, x)];
+      sum +=
+          load_stored(output + conv_offset(p.output_strides, launch.first + a, at.n, at.y, at.x)) *
+          load_stored(input + conv_offset(p.input_strides, launch.first + a, at.n, y, x));
     }
     for (int other = kWarp / 2; other > 0; other /= 2) sum += shuffle_xor(sum, other);
     if (lane() == 0) {
@@ -206,24 +211,25 @@ inline int64_t conv_blocks(int64_t work, int64_t per_block) {
   return (work + per_block - 1) / per_block;
 }
 
-template <class T>
+template <class Stored>
 int launch_gather_conv_general(const GatherConvLaunch& part, void* stream) {
   const GatherConvParams& p = part.conv;
   if (p.pass == ConvPass::forward) {
     const int64_t outputs =
         part.count * p.images * p.output_height * p.output_width * p.output_channels;
-    return launch(gather_conv_forward_general<T>, {conv_blocks(outputs, kConvGeneralThreads)},
+    return launch(gather_conv_forward_general<Stored>, {conv_blocks(outputs, kConvGeneralThreads)},
                   kConvGeneralThreads, 0, stream, part);
   }
   if (p.pass == ConvPass::backward_input) {
     const int64_t batches = p.input_strides.architecture == 0 ? 1 : part.count;
     const int64_t inputs = batches * p.images * p.input_height * p.input_width * p.input_channels;
-    return launch(gather_conv_input_general<T>, {conv_blocks(inputs, kConvGeneralThreads)},
+    return launch(gather_conv_input_general<Stored>, {conv_blocks(inputs, kConvGeneralThreads)},
                   kConvGeneralThreads, 0, stream, part);
   }
   const int64_t weights = p.output_channels * conv_depth(p) * p.kernel_size * p.kernel_size;
-  return launch(gather_conv_weight_general<T>, {conv_blocks(weights * kWarp, kConvGeneralThreads)},
-                kConvGeneralThreads, 0, stream, part);
+  return launch(gather_conv_weight_general<Stored>,
+                {conv_blocks(weights * kWarp, kConvGeneralThreads)}, kConvGeneralThreads, 0, stream,
+                part);
 }
 
 }  // namespace cwkernels

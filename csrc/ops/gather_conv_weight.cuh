@@ -2,13 +2,13 @@
 #include "../parts/tile_weight.cuh"
 #include "gather_conv.cuh"
 
-// The gradient of gather_conv's weights for channels that are multiples of 16, in float32 and for
-// 1 x 1 and 3 x 3 taps: products of matrices by the tiles of parts/tile_weight.cuh.
+// The gradient of gather_conv's weights for channels that are multiples of 16, in float32 and
+// bf16 and for 1 x 1 and 3 x 3 taps: products of matrices by the tiles of parts/tile_weight.cuh.
 namespace cwkernels {
 
 struct GatherWeightParams {
-  const float* input;
-  const float* gradient;
+  const void* input;
+  const void* gradient;
   float* partials;  // [architectures of this launch, blocks, K, C, R, R]
   PixelStrides input_strides, gradient_strides;
   int input_height, input_width, inputs, outputs;
@@ -26,6 +26,7 @@ struct GatherWeightParams {
 template <class Precision, class Split>
 __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kProducts))
     gather_conv_weight_tile(GatherWeightParams p) {
+  using Stored = typename Precision::Stored;
   wait_for_previous();
   allow_next();
   Shared shared;
@@ -37,10 +38,12 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kP
   const int input = static_cast<int>(blockIdx.x % input_chunks) * Split::kInputs;
   const int output = static_cast<int>(blockIdx.x / input_chunks % output_chunks) * Split::kOutputs;
   const int64_t block = blockIdx.x / (input_chunks * output_chunks), a = blockIdx.y;
-  const LoadPixel load_input{p.input + (p.first + a) * p.input_strides.architecture,
-                             p.input_strides};
-  const LoadPixel load_gradient{p.gradient + (p.first + a) * p.gradient_strides.architecture,
-                                p.gradient_strides};
+  const LoadPixel<Stored> load_input{
+      static_cast<const Stored*>(p.input) + (p.first + a) * p.input_strides.architecture,
+      p.input_strides};
+  const LoadPixel<Stored> load_gradient{
+      static_cast<const Stored*>(p.gradient) + (p.first + a) * p.gradient_strides.architecture,
+      p.gradient_strides};
   fill_source_table<Split>(p.tiles, p.window, table);
   typename Split::Sums sums;
 #pragma unroll
@@ -85,8 +88,8 @@ auto with_weight_split(const GatherConvParams& p, const F& f) {
 template <class Split>
 GatherWeightParams make_gather_weight(const GatherConvParams& p) {
   GatherWeightParams t{};
-  t.input = static_cast<const float*>(p.input);
-  t.gradient = static_cast<const float*>(p.output);
+  t.input = p.input;
+  t.gradient = p.output;
   t.partials = static_cast<float*>(p.workspace);
   t.input_strides = p.input_strides;
   t.gradient_strides = p.output_strides;

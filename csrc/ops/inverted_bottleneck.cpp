@@ -68,19 +68,17 @@ void check_form(const Tensor& images, const Tensor& selection, bool kernels_read
 }
 
 void check_images(const Tensor& images, const Tensor& selection) {
-  const auto dtype = images.scalar_type();
-  CWK_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, kName, "input",
-            "float32 or float64", dtype_name(images));
+  check_activations(kName, "input", images);
   CWK_CHECK(images.dim() == 5 && (images.size(0) == 1 || images.size(0) == selection.size(0)) &&
                 images.size(2) > 0 && images.size(3) > 0 && images.size(4) > 0,
             kName, "input", "[1 or A, N, C, H, W], at least one channel and one pixel",
             describe(images));
 }
 
-void check_tensor(const std::string& name, const Tensor& tensor, const Tensor& images,
+void check_tensor(const std::string& name, const Tensor& tensor, ScalarType dtype,
                   const Shape& wanted) {
-  CWK_CHECK(tensor.scalar_type() == images.scalar_type() && shape_of(tensor) == wanted, kName, name,
-            dtype_name(images) + (" " + sizes(wanted)),
+  CWK_CHECK(tensor.scalar_type() == dtype && shape_of(tensor) == wanted, kName, name,
+            dtype_name(dtype) + (" " + sizes(wanted)),
             dtype_name(tensor) + (" " + describe(tensor)));
 }
 
@@ -115,7 +113,7 @@ void check_banks(const Tensor& images, const std::array<Tensors, 5>& groups, int
     CWK_CHECK(groups[g].size() == shapes.size(), kName, names[g],
               std::to_string(shapes.size()) + " banks", groups[g].size());
     for (size_t i = 0; i < shapes.size(); ++i) {
-      check_tensor(entry(names[g], i), groups[g][i], images,
+      check_tensor(entry(names[g], i), groups[g][i], parameter_type(images),
                    g == 0 ? shapes[i] : Shape{shapes[i][0], shapes[i][1]});
     }
   }
@@ -173,6 +171,7 @@ Call prepare(const Tensor& images, const Tensor& selection, bool kernels_read,
   params.recompute = recompute;
   params.tf32 = tf32;
   params.double_precision = images.scalar_type() == ScalarType::Double;
+  params.bf16_images = is_bf16(images);
   return call;
 }
 
@@ -180,7 +179,7 @@ Call prepare(const Tensor& images, const Tensor& selection, bool kernels_read,
 struct OnCpu {
   static constexpr bool kReadsChoice = false;
 
-  explicit OnCpu(const Tensor& /*images*/) {}
+  explicit OnCpu(const Tensor& images) { check_cpu_activations(kName, "input", images); }
 
   void run(InvertedBottleneckParams& params, const Tensor& /*like*/) const {
     params.parallel = cpu_parallel();
@@ -230,7 +229,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& images, const Tensor& s
                bottleneck_side(params.width, stride), params.output_channels});
   const int64_t hidden = std::max(params.hidden_channels[0], params.hidden_channels[1]);
   Tensor statistics =
-      new_tensor(images, {params.architectures, 2, 2 * hidden + params.output_channels});
+      new_tensor(call.weights()[0], {params.architectures, 2, 2 * hidden + params.output_channels});
   torch::stable::zero_(statistics);
   Tensor kept = new_tensor(images, {keep ? kept_size(params) : 0});
   params.output = output.mutable_data_ptr();
@@ -275,9 +274,8 @@ struct BankGradients {
   Tensors rows, values;
   std::vector<int64_t> slots;
 
-  BankGradients(Call& call, const Tensor& like, bool need_weights) {
-    call.params.chosen ? by_architecture(call, like, need_weights)
-                       : by_row(call, like, need_weights);
+  BankGradients(Call& call, bool need_weights) {
+    call.params.chosen ? by_architecture(call, need_weights) : by_row(call, need_weights);
   }
 
   // What no image contributed to: zeros of what was read, and if only the device knows that, none.
@@ -287,38 +285,39 @@ struct BankGradients {
   }
 
  private:
-  void by_row(Call& call, const Tensor& like, bool need_weights) {
+  void by_row(Call& call, bool need_weights) {
     const Distinct distinct(call.params);
     for (size_t g = 0; g < 3; ++g) {
       for (size_t i = 0; i < call.weights().size(); ++i) {
         const std::vector<int64_t> own =
             g == 0 && !need_weights ? std::vector<int64_t>{} : distinct.of_bank(i);
         rows.push_back(to_tensor(own, call.selection));
-        add(call, like, g, i, static_cast<int64_t>(own.size()));
+        add(call, g, i, static_cast<int64_t>(own.size()));
       }
     }
     slots = distinct.slots;
     call.params.slots = slots.data();
   }
 
-  void by_architecture(Call& call, const Tensor& like, bool need_weights) {
+  void by_architecture(Call& call, bool need_weights) {
     const int64_t count = call.params.architectures;
     rows.push_back(torch::stable::new_empty(
-        like, Shape{static_cast<int64_t>(call.weights().size()), count}, ScalarType::Long));
+        call.input, Shape{static_cast<int64_t>(call.weights().size()), count}, ScalarType::Long));
     call.params.grad_rows = static_cast<int64_t*>(rows[0].mutable_data_ptr());
     for (size_t g = 0; g < 3; ++g) {
       for (size_t i = 0; i < call.weights().size(); ++i) {
-        add(call, like, g, i, g == 0 && !need_weights ? 0 : count);
+        add(call, g, i, g == 0 && !need_weights ? 0 : count);
       }
     }
   }
 
-  void add(Call& call, const Tensor& like, size_t group, size_t bank, int64_t count) {
+  void add(Call& call, size_t group, size_t bank, int64_t count) {
     InvertedBottleneckParams& params = call.params;
     void** const pointers[] = {params.grad_weights, params.grad_scales, params.grad_shifts};
-    Shape shape = shape_of(call.groups[group][bank]);
+    const Tensor& own = call.groups[group][bank];
+    Shape shape = shape_of(own);
     shape[0] = count;
-    values.push_back(new_tensor(like, shape));
+    values.push_back(new_tensor(own, shape));
     pointers[group][bank] = count == 0 ? nullptr : values.back().mutable_data_ptr();
   }
 };
@@ -337,17 +336,17 @@ std::tuple<Tensor, Tensors, Tensors> backward(const Tensor& grad, const Tensor& 
                       recompute, tf32);
   InvertedBottleneckParams& params = call.params;
   const int64_t hidden = std::max(params.hidden_channels[0], params.hidden_channels[1]);
-  check_tensor("kept", kept, images, {kept_size(params)});
-  check_tensor("statistics", statistics, images,
+  check_tensor("kept", kept, images.scalar_type(), {kept_size(params)});
+  check_tensor("statistics", statistics, parameter_type(images),
                {params.architectures, 2, 2 * hidden + params.output_channels});
-  check_tensor("grad", grad, images,
+  check_tensor("grad", grad, images.scalar_type(),
                {params.architectures, params.images, params.output_channels,
                 bottleneck_side(params.height, stride), bottleneck_side(params.width, stride)});
   const Tensor grad_output = dense_images(grad), measured = dense(statistics);
   const Tensor hidden_tensors = dense(kept);
   Tensor grad_input = new_images(
       images, {images.size(0), params.images, params.height, params.width, images.size(2)});
-  BankGradients gradients(call, images, need_weights);
+  BankGradients gradients(call, need_weights);
   const bool empty = grad_input.numel() == 0;
   if (empty) gradients.clear(params);
   params.statistics = const_cast<void*>(measured.const_data_ptr());

@@ -3,13 +3,15 @@
 namespace cwkernels {
 
 CudaScratch inverted_bottleneck_cuda_scratch(const InvertedBottleneckParams& params) {
-  return params.double_precision ? BottleneckPlan<double>(params).scratch()
-                                 : BottleneckPlan<float>(params).scratch();
+  if (params.double_precision) return BottleneckPlan<double>(params).scratch();
+  return params.bf16_images ? BottleneckPlan<bf16>(params).scratch()
+                            : BottleneckPlan<float>(params).scratch();
 }
 
 int inverted_bottleneck_cuda(const InvertedBottleneckParams& params, void* stream) {
-  return params.double_precision ? launch_bottleneck<double>(params, stream)
-                                 : launch_bottleneck<float>(params, stream);
+  if (params.double_precision) return launch_bottleneck<double>(params, stream);
+  return params.bf16_images ? launch_bottleneck<bf16>(params, stream)
+                            : launch_bottleneck<float>(params, stream);
 }
 
 }  // namespace cwkernels

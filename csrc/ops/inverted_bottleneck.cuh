@@ -13,10 +13,11 @@ namespace cwkernels {
 // the hidden tensors are computed again. A bottleneck leaves none of them empty, an identity that
 // keeps the shape 3 and 4, one that does not, whose projection runs, 2 and 2. Blocks of the next
 // launch may start behind a block's last tile where it has sums to merge, else at once.
-template <class T>
+template <class Stored>
 class BottleneckLaunches {
  public:
-  BottleneckLaunches(const BottleneckPlan<T>& plan, const BottleneckLaunch& group, void* stream)
+  BottleneckLaunches(const BottleneckPlan<Stored>& plan, const BottleneckLaunch& group,
+                     void* stream)
       : plan_(plan), group_(group), stream_(stream) {}
 
   int error() const { return error_; }
@@ -26,16 +27,18 @@ class BottleneckLaunches {
   void forward() {
     hidden();
     if (plan_.fast()) {
-      run(group_.call.tf32 ? bottleneck_pointwise<Tf32, 2> : bottleneck_pointwise<Tf32x3, 2>,
-          grid(2, kProductOutputs), kProductThreads, ProductShared::bytes(depth(2)));
+      by_precision([&](auto precision) {
+        run(bottleneck_pointwise<decltype(precision), 2>, grid(2, kProductOutputs), kProductThreads,
+            ProductShared::bytes(depth(2)));
+      });
     } else {
-      run_general(bottleneck_pointwise_general<T, 2>, 2);
+      run_general(bottleneck_pointwise_general<Stored, 2>, 2);
     }
     bool finish = group_.measure || group_.call.chosen;
     each_choice([&](const auto& choice) { finish |= !choice.runs(2); });
-    const BottleneckChoice<T> any = plan_.choice_of(group_, 0);
+    const BottleneckChoice<Stored> any = plan_.choice_of(group_, 0);
     if (finish) {
-      run(bottleneck_finish<T>,
+      run(bottleneck_finish<Stored>,
           plan_.pixel_grid(any.output_pixels, kGeneralTile, any.p.output_channels, kGeneralTile,
                            group_.count),
           kGeneralThreads, 0);
@@ -48,19 +51,24 @@ class BottleneckLaunches {
     const int64_t separate = p.input_architecture_stride == 0 ? 1 : group_.count;
     const int64_t pixels = plan_.choice_of(group_, 0).input_pixels;
     if (p.recompute) hidden();
-    run_general(bottleneck_output_sums<T>, 2);
+    run_general(bottleneck_output_sums<Stored>, 2);
     if (plan_.fast()) {
-      run(p.tf32 ? bottleneck_project_gradient<Tf32> : bottleneck_project_gradient<Tf32x3>,
-          grid(1, kProductOutputs), kProductThreads, ProductShared::bytes(p.output_channels));
-      run(p.stride == 1 ? bottleneck_depthwise_gradient<1> : bottleneck_depthwise_gradient<2>,
-          grid(0, kDepthwiseChannels), kDepthwiseThreads, DepthwiseShared::bytes());
-      run(p.tf32 ? bottleneck_input_gradient<Tf32> : bottleneck_input_gradient<Tf32x3>,
-          plan_.pixel_grid(pixels, kProductPixels, p.input_channels, kProductOutputs, separate),
-          kProductThreads, ProductShared::bytes(group_.input_gradient_depth));
+      by_precision([&](auto precision) {
+        using Precision = decltype(precision);
+        using Held = typename Precision::Stored;
+        run(bottleneck_project_gradient<Precision>, grid(1, kProductOutputs), kProductThreads,
+            ProductShared::bytes(p.output_channels));
+        run(p.stride == 1 ? bottleneck_depthwise_gradient<Held, 1>
+                          : bottleneck_depthwise_gradient<Held, 2>,
+            grid(0, kDepthwiseChannels), kDepthwiseThreads, DepthwiseShared::bytes());
+        run(bottleneck_input_gradient<Precision>,
+            plan_.pixel_grid(pixels, kProductPixels, p.input_channels, kProductOutputs, separate),
+            kProductThreads, ProductShared::bytes(group_.input_gradient_depth));
+      });
     } else {
-      run_general(bottleneck_project_gradient_general<T>, 1);
-      run_general(bottleneck_depthwise_gradient_general<T>, 0);
-      run(bottleneck_input_gradient_general<T>,
+      run_general(bottleneck_project_gradient_general<Stored>, 1);
+      run_general(bottleneck_depthwise_gradient_general<Stored>, 0);
+      run(bottleneck_input_gradient_general<Stored>,
           plan_.pixel_grid(pixels, kGeneralTile, p.input_channels, kGeneralTile, separate),
           kGeneralThreads, GeneralShared<T>::bytes());
     }
@@ -68,15 +76,31 @@ class BottleneckLaunches {
   }
 
  private:
+  using T = Computed<Stored>;
+
+  // f(precision) for kernels on matrix units, none of which is for double. bf16 has fewer digits
+  // than one product of TF32 keeps, so there is nothing to split.
+  template <class F>
+  void by_precision(const F& f) {
+    if constexpr (std::is_same_v<Stored, bf16>) {
+      f(Bf16{});
+    } else {
+      group_.call.tf32 ? f(Tf32{}) : f(Tf32x3{});
+    }
+  }
+
   void hidden() {
     if (plan_.fast()) {
-      run(group_.call.tf32 ? bottleneck_pointwise<Tf32, 0> : bottleneck_pointwise<Tf32x3, 0>,
-          grid(0, kProductOutputs), kProductThreads, ProductShared::bytes(depth(0)));
-      run(group_.call.stride == 1 ? bottleneck_depthwise<1> : bottleneck_depthwise<2>,
-          grid(1, kDepthwiseChannels), kDepthwiseThreads, DepthwiseShared::bytes());
+      by_precision([&](auto precision) {
+        using Held = typename decltype(precision)::Stored;
+        run(bottleneck_pointwise<decltype(precision), 0>, grid(0, kProductOutputs), kProductThreads,
+            ProductShared::bytes(depth(0)));
+        run(group_.call.stride == 1 ? bottleneck_depthwise<Held, 1> : bottleneck_depthwise<Held, 2>,
+            grid(1, kDepthwiseChannels), kDepthwiseThreads, DepthwiseShared::bytes());
+      });
     } else {
-      run_general(bottleneck_pointwise_general<T, 0>, 0);
-      run_general(bottleneck_depthwise_general<T>, 1);
+      run_general(bottleneck_pointwise_general<Stored, 0>, 0);
+      run_general(bottleneck_depthwise_general<Stored>, 1);
     }
   }
 
@@ -93,12 +117,14 @@ class BottleneckLaunches {
       }
     });
     if (weights && plan_.fast()) {
-      run(group_.call.tf32 ? bottleneck_weight_gradients<Tf32>
-                           : bottleneck_weight_gradients<Tf32x3>,
-          {weight_blocks(kWeightTile), 2, group_.count}, kProductThreads, WeightShared::bytes());
+      by_precision([&](auto precision) {
+        run(bottleneck_weight_gradients<decltype(precision)>,
+            {weight_blocks(kWeightTile), 2, group_.count}, kProductThreads, WeightShared::bytes());
+      });
     } else if (weights) {
-      run(bottleneck_weight_gradients_general<T>, {weight_blocks(kGeneralTile), 3, group_.count},
-          kGeneralThreads, GeneralShared<T>::bytes());
+      run(bottleneck_weight_gradients_general<Stored>,
+          {weight_blocks(kGeneralTile), 3, group_.count}, kGeneralThreads,
+          GeneralShared<T>::bytes());
     }
     run(bottleneck_bank_gradients<T>, {ceil_div(elements, kGeneralThreads), 3, group_.count},
         kGeneralThreads, 0);
@@ -150,17 +176,17 @@ class BottleneckLaunches {
     run(kernel, grid(place, kGeneralTile), kGeneralThreads, GeneralShared<T>::bytes());
   }
 
-  const BottleneckPlan<T>& plan_;
+  const BottleneckPlan<Stored>& plan_;
   const BottleneckLaunch& group_;
   void* stream_;
   int error_ = 0;
 };
 
-template <class T>
+template <class Stored>
 int launch_bottleneck(const InvertedBottleneckParams& params, void* stream) {
-  BottleneckPlan<T> plan(params);
+  BottleneckPlan<Stored> plan(params);
   return plan.each_group([&](const BottleneckLaunch& group) {
-    BottleneckLaunches<T> launches(plan, group, stream);
+    BottleneckLaunches<Stored> launches(plan, group, stream);
     params.grad_output ? launches.backward() : launches.forward();
     return launches.error();
   });

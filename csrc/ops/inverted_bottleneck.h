@@ -64,6 +64,7 @@ struct InvertedBottleneckParams {
   bool recompute;  // the hidden tensors are not kept but computed again
   bool tf32;       // CUDA only: 1 x 1 convolutions of float may run in TF32
   bool double_precision;
+  bool bf16_images;   // CUDA only: images, what is kept and the gradients of images are bf16
   Parallel parallel;  // CPU only
   void* workspace;    // inverted_bottleneck_workspace(params) bytes, 64-byte aligned; CUDA: of its
                       // scratch

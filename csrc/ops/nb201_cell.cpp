@@ -79,10 +79,10 @@ Plans make_plans(const char* name, const Tensor& selection, const Tensors& weigh
 
 void check(const char* name, const Tensor& images, const Tensor& selection, const Tensors& weights,
            const Tensors& running_mean, const Tensors& running_var, bool training) {
-  const auto dtype = images.scalar_type();
-  CWK_CHECK(images.dim() == 5 && (dtype == ScalarType::Float || dtype == ScalarType::Double) &&
-                (images.size(0) == 1 || images.size(0) == selection.size(0)),
-            name, "input", "float32 or float64 [A or 1, N, C, H, W]", describe(images));
+  check_activations(name, "input", images);
+  const auto dtype = parameter_type(images);
+  CWK_CHECK(images.dim() == 5 && (images.size(0) == 1 || images.size(0) == selection.size(0)), name,
+            "input", "[A or 1, N, C, H, W]", describe(images));
   CWK_CHECK(weights.size() == 12 || weights.size() == 18, name, "weights", "12 or 18 banks",
             weights.size());
   const size_t running = training ? 0 : 12, per_edge = weights.size() / kCellEdges;
@@ -141,6 +141,7 @@ NB201CellParams prepare(const Tensor& images, const Plans& plans, const Tensors&
   params.count_include_pad = count_include_pad;
   params.winograd = winograd;
   params.double_precision = images.scalar_type() == ScalarType::Double;
+  params.bf16_images = is_bf16(images);
   return params;
 }
 
@@ -165,9 +166,10 @@ Forward forward(const Run& run, const Tensor& input, const Tensor& selection,
   const int64_t a = params.architectures;
   Tensor output = images_like(images, a);
   Tensor kept = images_like(images, keep ? plans.kept : 0);
-  Tensor statistics =
-      torch::stable::new_zeros(images, std::vector<int64_t>{a, kCellEdges, 2, params.channels});
-  Tensor own = torch::stable::new_zeros(images, std::vector<int64_t>{a, 2, params.channels});
+  const auto dtype = parameter_type(images);
+  Tensor statistics = torch::stable::new_zeros(
+      images, std::vector<int64_t>{a, kCellEdges, 2, params.channels}, dtype);
+  Tensor own = torch::stable::new_zeros(images, std::vector<int64_t>{a, 2, params.channels}, dtype);
   if (output.numel() == 0) return {output, statistics, own, kept};
   params.output = output.mutable_data_ptr();
   params.statistics = statistics.mutable_data_ptr();
@@ -214,7 +216,7 @@ void add_values(Gradients& gradients, NB201CellParams& params, const Tensor& ima
                 const Tensor& bank, int64_t count) {
   const size_t i = gradients.values.size(), per_edge = static_cast<size_t>(params.banks_per_edge);
   const int64_t c = images.size(2), size = bank.size(3);
-  Tensor value = torch::stable::new_empty(images, std::vector<int64_t>{count, c, c, size, size});
+  Tensor value = torch::stable::new_empty(bank, std::vector<int64_t>{count, c, c, size, size});
   params.grad_weights[i / per_edge][i % per_edge] = count ? value.mutable_data_ptr() : nullptr;
   gradients.values.push_back(value);
 }
@@ -262,10 +264,12 @@ Backward backward(const Run& run, const Tensor& grad, const Tensor& input, const
                 grad.size(2) == images.size(2) && grad.size(3) == images.size(3) &&
                 grad.size(4) == images.size(4) && grad.scalar_type() == images.scalar_type(),
             name, "grad", "the shape and dtype of nb201_cell's output", describe(grad));
-  CWK_CHECK(kept.dim() == 5 && kept.size(0) == plans.kept && channels_behind(kept).is_contiguous(),
+  CWK_CHECK(kept.dim() == 5 && kept.size(0) == plans.kept &&
+                channels_behind(kept).is_contiguous() && kept.scalar_type() == images.scalar_type(),
             name, "kept", "what nb201_cell kept", describe(kept));
-  CWK_CHECK(statistics.is_contiguous() && statistics.numel() == a * 12 * images.size(2), name,
-            "statistics", "those of nb201_cell", describe(statistics));
+  CWK_CHECK(statistics.is_contiguous() && statistics.numel() == a * 12 * images.size(2) &&
+                statistics.scalar_type() == parameter_type(images),
+            name, "statistics", "those of nb201_cell", describe(statistics));
   for (const Tensor* own : {&grad, &statistics, &kept}) {
     CWK_CHECK(own->device() == images.device(), name, "grad, statistics, kept",
               "tensors on the input's device", "one on another device");
@@ -293,7 +297,8 @@ Backward backward(const Run& run, const Tensor& grad, const Tensor& input, const
   return {grad_input, gradients.rows, gradients.values};
 }
 
-void check_on_host(const char* name, const Tensor& selection) {
+void check_on_host(const char* name, const Tensor& input, const Tensor& selection) {
+  check_cpu_activations(name, "input", input);
   CWK_CHECK(selection.scalar_type() != ScalarType::Int, name, "selection",
             "int64 [A, 6, 2] for tensors of the CPU, whose kernels read no plan", "int32");
 }
@@ -302,7 +307,7 @@ Forward nb201_cell_cpu(const Tensor& input, const Tensor& selection, const Tenso
                        const Tensors& running_mean, const Tensors& running_var, bool training,
                        bool count_include_pad, double eps, bool winograd, bool /*dense_grad*/,
                        bool keep) {
-  check_on_host("nb201_cell", selection);
+  check_on_host("nb201_cell", input, selection);
   const auto run = [](NB201CellParams& params, const Tensor& /*images*/) {
     params.parallel = cpu_parallel();
     CWK_RUN_CPU(nb201_cell, params);
@@ -316,7 +321,7 @@ Backward nb201_cell_backward_cpu(const Tensor& grad, const Tensor& input, const 
                                  const Tensors& running_var, const Tensor& statistics,
                                  const Tensor& kept, bool training, bool count_include_pad,
                                  double eps, bool winograd, bool need_weights) {
-  check_on_host("nb201_cell_backward", selection);
+  check_on_host("nb201_cell_backward", input, selection);
   const auto run = [](NB201CellParams& params, const Tensor& /*images*/) {
     params.parallel = cpu_parallel();
     CWK_RUN_CPU(nb201_cell_backward, params);

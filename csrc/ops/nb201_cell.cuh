@@ -12,7 +12,8 @@
 // measures what it writes. Launch 3 has nothing to convolve: it writes the output and measures it.
 // Statistics are complete when the launch that reads them begins, `statistics` is written by that.
 // A step of 16 channels, 32 x 32 pixels and 256 images has tensors of 16.8 MB: all convolutions are
-// (1 + 3) + (1 + 1 + 2) + (2 + 1 + 1) + (3 + 1) = 16 of them, 268 MB.
+// (1 + 3) + (1 + 1 + 2) + (2 + 1 + 1) + (3 + 1) = 16 of them, 268 MB; in bf16 half of that, as of
+// all that follows.
 //
 // In evaluation, if nothing is kept, 3 launches: statistics are known, so launch n normalises what
 // its convolutions give, adds what skips and pools give of node n, and accumulates it into the
@@ -55,11 +56,13 @@ __device__ __forceinline__ void cell_measure(typename Split::Sums& sums,
 }
 
 // Which convolutions of a node read it rectified, and which as it is.
-__device__ __forceinline__ bool cell_reads(const CellOf<float>& cell, int target, bool rectified) {
+template <class Stored>
+__device__ __forceinline__ bool cell_reads(const CellOf<Stored>& cell, int target, bool rectified) {
   const CellChoice& edge = cell.edge(edge_between(cell.l.node, target));
   return convolves(edge) && normalised(edge) == rectified;
 }
-__device__ __forceinline__ bool cell_any_reads(const CellOf<float>& cell, bool rectified) {
+template <class Stored>
+__device__ __forceinline__ bool cell_any_reads(const CellOf<Stored>& cell, bool rectified) {
   bool any = false;
   for (int target = cell.l.node + 1; target < kCellNodes; ++target) {
     any |= cell_reads(cell, target, rectified);
@@ -70,10 +73,11 @@ __device__ __forceinline__ bool cell_any_reads(const CellOf<float>& cell, bool r
 // Every convolution of a node, of a tile: results(e, output, sums) for each chunk of outputs. The
 // tile is loaded once for all that rectify it, once more if a skip's projection reads it as it is;
 // if it `stores` the node, then with the first of these loads.
-template <class Precision, class Split, class Results>
-__device__ __forceinline__ void cell_fan_out(const CellTileLaunch& p, const CellOf<float>& cell,
-                                             const TilePlace& tile, const CellNodeFours& value,
-                                             bool stores, float* source, float* weights,
+template <class Precision, class Split, class Stored, class Results>
+__device__ __forceinline__ void cell_fan_out(const CellTileLaunch<Stored>& p,
+                                             const CellOf<Stored>& cell, const TilePlace& tile,
+                                             const CellNodeFours<Stored>& value, bool stores,
+                                             float* source, float* weights,
                                              const Results& results) {
   const CellRows<Split> rows(p);
   const int64_t base = cell_tile_base(p, tile);
@@ -82,7 +86,7 @@ __device__ __forceinline__ void cell_fan_out(const CellTileLaunch& p, const Cell
     const bool rectified = pass == 0;
     if (!cell_any_reads(cell, rectified) && (rectified || !stores)) continue;
     sync_block();
-    float* store = stores ? cell.stored(p.l.node) : nullptr;
+    Stored* store = stores ? cell.stored(p.l.node) : nullptr;
     cell_load_tile<Precision>(
         p, tile,
         [&](const CellBatch& batch, Four(&values)[CellBatch::kCount]) {
@@ -131,15 +135,16 @@ __device__ __forceinline__ void cell_fan_out(const CellTileLaunch& p, const Cell
 //     than 99 KB, one image.
 template <class Precision, class Split>
 __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kProducts))
-    cell_forward_tile(const __grid_constant__ CellTileLaunch p) {
+    cell_forward_tile(const __grid_constant__ CellTileLaunch<typename Precision::Stored> p) {
+  using Stored = typename Precision::Stored;
   wait_for_previous();
-  const CellLaunch<float>& l = p.l;
-  const CellOf<float> cell(l, static_cast<int>(blockIdx.y));
+  const CellLaunch<Stored>& l = p.l;
+  const CellOf<Stored> cell(l, static_cast<int>(blockIdx.y));
   if (!cell_forward_works(cell.own, l.node)) return;
   const int channels = static_cast<int>(l.p.channels);
   Shared shared;
   int* last = shared.take<int>(1);
-  CellTerm* terms = shared.take<CellTerm>(kCellFan);
+  CellTerm<Stored>* terms = shared.take<CellTerm<Stored>>(kCellFan);
   Norm<float>* norms = shared.take<Norm<float>>(static_cast<size_t>(kCellFan * channels));
   const int measured = kCellFan * Split::kWarpsM * channels;
   Moments<float>* moments = shared.take<Moments<float>>(static_cast<size_t>(measured));
@@ -152,14 +157,14 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kP
   }
   cell_load_resident<Precision, Split, false>(p, cell, weights);
   sync_block();
-  const CellNodeFours value(cell, l.node, norms, terms);
+  const CellNodeFours<Stored> value(cell, l.node, norms, terms);
   const bool stores = l.node > 0 && cell.own.nodes[l.node] != kNowhere;
   Moments<float>* mine = moments + Split::pixel() / (Split::kM * kMmaRows) * channels;
   for (int64_t number = blockIdx.x; number < p.tiles.count; number += gridDim.x) {
     const TilePlace tile = tile_place(p.tiles, number);
     const auto keep = [&](int e, int output, typename Split::Sums& sums) {
       const CellOutputs<Split> outputs(p, tile);
-      float* raw = cell.raw(e) + outputs.base + output;
+      Stored* raw = cell.raw(e) + outputs.base + output;
       cell_each_result<Split>(sums, outputs, [&](int n, int i, const float* pair) {
         store_pair(raw + outputs.offsets[i] + n, pair[0], pair[1]);
       });
@@ -181,8 +186,10 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kP
 }
 
 // What a tile of node l.node gives without weights, added to the nodes that it enters.
-__device__ __forceinline__ void cell_add_plain(const CellTileLaunch& p, const CellOf<float>& cell,
-                                               const TilePlace& tile, const CellNodeFours& value) {
+template <class Stored>
+__device__ __forceinline__ void cell_add_plain(const CellTileLaunch<Stored>& p,
+                                               const CellOf<Stored>& cell, const TilePlace& tile,
+                                               const CellNodeFours<Stored>& value) {
   const int node = p.l.node;
   for (int i = static_cast<int>(threadIdx.x); i < p.tiles.pixels() * p.pieces;
        i += static_cast<int>(blockDim.x)) {
@@ -195,10 +202,10 @@ __device__ __forceinline__ void cell_add_plain(const CellTileLaunch& p, const Ce
     for (int target = node + 1; target < kCellNodes; ++target) {
       const int e = edge_between(node, target);
       if (convolves(cell.edge(e)) || !cell_adds(cell.own, e)) continue;
-      const float* from = cell.node(node) + offset;
+      const Stored* from = cell.node(node) + offset;
       Four own =
           is(cell.edge(e), CellCode::skip) ? load_lanes<4>(from) : value.pooled(from, at.y, at.x);
-      float* to = cell.stored(target) + offset;
+      Stored* to = cell.stored(target) + offset;
       if (!cell_begins(cell.own, e)) {
         const Four before = load_lanes<4>(to);
 #pragma unroll
@@ -212,14 +219,15 @@ __device__ __forceinline__ void cell_add_plain(const CellTileLaunch& p, const Ce
 // Nodes 0, 1 and 2 in evaluation, with nothing kept.
 template <class Precision, class Split>
 __global__ void __launch_bounds__(Split::kThreads, 1)
-    cell_evaluate_tile(const __grid_constant__ CellTileLaunch p) {
+    cell_evaluate_tile(const __grid_constant__ CellTileLaunch<typename Precision::Stored> p) {
+  using Stored = typename Precision::Stored;
   wait_for_previous();
-  const CellLaunch<float>& l = p.l;
-  const CellOf<float> cell(l, static_cast<int>(blockIdx.y));
+  const CellLaunch<Stored>& l = p.l;
+  const CellOf<Stored> cell(l, static_cast<int>(blockIdx.y));
   if (!cell_evaluation_works(cell.own, l.node)) return;
   const int channels = static_cast<int>(l.p.channels);
   Shared shared;
-  CellTerm* terms = shared.take<CellTerm>(kCellFan);
+  CellTerm<Stored>* terms = shared.take<CellTerm<Stored>>(kCellFan);
   Norm<float>* norms = shared.take<Norm<float>>(static_cast<size_t>(kCellFan * channels));
   float* source = shared.take<float>(static_cast<size_t>(p.source_values));
   float* weights =
@@ -232,14 +240,14 @@ __global__ void __launch_bounds__(Split::kThreads, 1)
     }
   }
   cell_load_resident<Precision, Split, false>(p, cell, weights);
-  const CellNodeFours value(cell, l.node, nullptr, terms);
+  const CellNodeFours<Stored> value(cell, l.node, nullptr, terms);
   for (int64_t number = blockIdx.x; number < p.tiles.count; number += gridDim.x) {
     const TilePlace tile = tile_place(p.tiles, number);
     const auto add = [&](int e, int output, typename Split::Sums& sums) {
       const CellOutputs<Split> outputs(p, tile);
       const Norm<float>* norm = norms + leaving_place(e) * channels + output;
       const bool begins = cell_begins(cell.own, e), normed = normalised(cell.edge(e));
-      float* to = cell.stored(target_of(e)) + outputs.base + output;
+      Stored* to = cell.stored(target_of(e)) + outputs.base + output;
       cell_each_result<Split>(sums, outputs, [&](int n, int i, const float* pair) {
         Two own{{pair[0], pair[1]}};
         if (normed) own = {{norm[n](own[0]), norm[n + 1](own[1])}};
@@ -257,19 +265,20 @@ __global__ void __launch_bounds__(Split::kThreads, 1)
 }
 
 // Node 3 in training, or where something is kept: one thread four channels of a pixel.
-static __global__ void __launch_bounds__(kCellThreads, 1)
-    cell_output_tile(const __grid_constant__ CellTileLaunch p) {
+template <class Stored>
+__global__ void __launch_bounds__(kCellThreads, 1)
+    cell_output_tile(const __grid_constant__ CellTileLaunch<Stored> p) {
   wait_for_previous();
-  const CellLaunch<float>& l = p.l;
-  const CellOf<float> cell(l, static_cast<int>(blockIdx.y));
+  const CellLaunch<Stored>& l = p.l;
+  const CellOf<Stored> cell(l, static_cast<int>(blockIdx.y));
   const int64_t channels = l.p.channels;
   Shared shared;
   int* last = shared.take<int>(1);
   Moments<float>* merging = shared.take<Moments<float>>(kCellThreads);
   Norm<float>* norms = shared.take<Norm<float>>(static_cast<size_t>(kCellFan * channels));
-  CellTerm* terms = shared.take<CellTerm>(kCellFan);
+  CellTerm<Stored>* terms = shared.take<CellTerm<Stored>>(kCellFan);
   cell_make_norms(cell, 3, norms);
-  const CellNodeFours value(cell, 3, norms, terms);
+  const CellNodeFours<Stored> value(cell, 3, norms, terms);
   sync_block();
   const CellThreads on(l, blockIdx.x, channels / 4);
   Moments<float>* mine = l.moments[3].of_block(cell.slot, blockIdx.x);
@@ -330,10 +339,10 @@ static_assert(Cell64::weight_values(9) * sizeof(float) == 46224);
 // --- Host ----------------------------------------------------------------------------------------
 
 // Scratch of the architectures of a launch.
-template <class T>
-void take_forward_scratch(CellLaunch<T>& l, int32_t places, CudaScratch& used) {
+template <class Stored, class T = Computed<Stored>>
+void take_forward_scratch(CellLaunch<Stored>& l, int32_t places, CudaScratch& used) {
   CellScratch scratch(l.p);
-  l.scratch = scratch.take<T>(places * l.size());
+  l.scratch = scratch.take<Stored>(places * l.size());
   for (int n = 0; l.p.training && n < kCellNodes; ++n) {
     const int64_t width = n == 3 ? 1 : kCellFan - n;
     l.moments[n] = scratch.partials<Moments<T>>(l.count, l.blocks, width * l.p.channels);
@@ -341,53 +350,56 @@ void take_forward_scratch(CellLaunch<T>& l, int32_t places, CudaScratch& used) {
   used = scratch.used();
 }
 
-template <class T>
-int launch_cell_node(const CellLaunch<T>& l, void* stream) {
+template <class Stored, class T = Computed<Stored>>
+int launch_cell_node(const CellLaunch<Stored>& l, void* stream) {
   const Grid grid{l.blocks, l.count};
-  if (is_fused(l.p)) return launch(cell_evaluate_general<T>, grid, kCellThreads, 0, stream, l);
+  if (is_fused(l.p)) return launch(cell_evaluate_general<Stored>, grid, kCellThreads, 0, stream, l);
   const size_t shared = shared_bytes<int>(1) + shared_bytes<Moments<T>>(kCellThreads) +
                         shared_bytes<Norm<T>>(static_cast<size_t>(kCellFan * l.p.channels));
-  return launch(cell_forward_general<T>, grid, kCellThreads, shared, stream, l);
+  return launch(cell_forward_general<Stored>, grid, kCellThreads, shared, stream, l);
 }
 
-template <class Split>
+template <class Split, class Stored>
 size_t cell_forward_bytes(int64_t channels) {
-  return shared_bytes<int>(1) + shared_bytes<CellTerm>(kCellFan) +
+  return shared_bytes<int>(1) + shared_bytes<CellTerm<Stored>>(kCellFan) +
          shared_bytes<Norm<float>>(static_cast<size_t>(kCellFan * channels)) +
          shared_bytes<Moments<float>>(static_cast<size_t>(kCellFan * Split::kWarpsM * channels));
 }
 
-template <class Precision, class Split>
-int launch_cell_tile(const CellTileLaunch& p, void* stream) {
+template <class Precision, class Split, class Stored>
+int launch_cell_tile(const CellTileLaunch<Stored>& p, void* stream) {
   const Grid grid{p.l.blocks, p.l.count};
   const int64_t channels = p.l.p.channels;
   if (is_fused(p.l.p)) {
-    const size_t shared = shared_bytes<CellTerm>(kCellFan) +
+    const size_t shared = shared_bytes<CellTerm<Stored>>(kCellFan) +
                           shared_bytes<Norm<float>>(static_cast<size_t>(kCellFan * channels));
     return launch(cell_evaluate_tile<Precision, Split>, grid, Split::kThreads,
                   shared + cell_tile_bytes(p), stream, p);
   }
   return launch(cell_forward_tile<Precision, Split>, grid, Split::kThreads,
-                cell_forward_bytes<Split>(channels) + cell_tile_bytes(p), stream, p);
+                cell_forward_bytes<Split, Stored>(channels) + cell_tile_bytes(p), stream, p);
 }
 
-inline int launch_cell_node(const CellTileLaunch& p, void* stream) {
+template <class Stored>
+int launch_cell_node(const CellTileLaunch<Stored>& p, void* stream) {
   const int64_t channels = p.l.p.channels;
   if (p.l.node == 3) {
     const size_t shared = shared_bytes<int>(1) + shared_bytes<Moments<float>>(kCellThreads) +
                           shared_bytes<Norm<float>>(static_cast<size_t>(kCellFan * channels)) +
-                          shared_bytes<CellTerm>(kCellFan);
-    return launch(cell_output_tile, {p.l.blocks, p.l.count}, kCellThreads, shared, stream, p);
+                          shared_bytes<CellTerm<Stored>>(kCellFan);
+    return launch(cell_output_tile<Stored>, {p.l.blocks, p.l.count}, kCellThreads, shared, stream,
+                  p);
   }
   return with_cell_split<Cell32>(channels, [&](auto split) {
-    return p.l.p.winograd ? launch_cell_tile<Tf32, decltype(split)>(p, stream)
-                          : launch_cell_tile<Tf32x3, decltype(split)>(p, stream);
+    return with_cell_precision(p.l, [&](auto precision) {
+      return launch_cell_tile<decltype(precision), decltype(split)>(p, stream);
+    });
   });
 }
 
 // Every launch of a forward pass. `l` is a part of `launch`, or the whole.
-template <class Launch, class T>
-int launch_cell_forward(Launch& launch, CellLaunch<T>& l, void* stream) {
+template <class Launch, class Stored>
+int launch_cell_forward(Launch& launch, CellLaunch<Stored>& l, void* stream) {
   for (l.node = 0; l.node < kCellNodes; ++l.node) {
     bool works = l.chosen && (l.node < 3 || !is_fused(l.p));
     for (int i = 0; !l.chosen && i < l.count; ++i) {
@@ -400,31 +412,34 @@ int launch_cell_forward(Launch& launch, CellLaunch<T>& l, void* stream) {
   return 0;
 }
 
-// f(launch, its CellLaunch) for the architectures from `first` on.
-template <class F>
-int with_cell_forward(const NB201CellParams& p, int64_t first, CudaScratch& used, const F& f) {
+// f(launch, its CellLaunch) for the architectures from `first` on, of images of Stored.
+template <class Stored, class F>
+int with_cell_forward_of(const NB201CellParams& p, int64_t first, CudaScratch& used, const F& f) {
   int32_t places = 0;
-  if (cell_is_aligned(p)) {
-    CellTileLaunch tile{};
-    tile.l = cell_launch<float>(p, first, places);
-    const bool fits = with_cell_split<Cell32>(p.channels, [&](auto split) {
+  if constexpr (kCellTiles<Stored>) {
+    CellTileLaunch<Stored> tile{};
+    tile.l = cell_launch<Stored>(p, first, places);
+    const auto fits = [&](auto split) {
       using Split = decltype(split);
-      const auto other = static_cast<int64_t>(cell_forward_bytes<Split>(p.channels));
+      const auto other = static_cast<int64_t>(cell_forward_bytes<Split, Stored>(p.channels));
       return make_cell_tiles<Split>(tile, other, false);
-    });
-    if (fits) {
+    };
+    if (cell_is_aligned(p) && with_cell_split<Cell32>(p.channels, fits)) {
       take_forward_scratch(tile.l, places, used);
       return f(tile, tile.l);
     }
-  }
-  const auto general = [&](auto type) {
     places = 0;
-    auto l = cell_launch<decltype(type)>(p, first, places);
-    l.blocks = cell_blocks(p, kCellPixels);
-    take_forward_scratch(l, places, used);
-    return f(l, l);
-  };
-  return p.double_precision ? general(double()) : general(float());
+  }
+  auto l = cell_launch<Stored>(p, first, places);
+  l.blocks = cell_blocks(p, kCellPixels);
+  take_forward_scratch(l, places, used);
+  return f(l, l);
+}
+
+template <class F>
+int with_cell_forward(const NB201CellParams& p, int64_t first, CudaScratch& used, const F& f) {
+  return with_cell_images(
+      p, [&](auto stored) { return with_cell_forward_of<decltype(stored)>(p, first, used, f); });
 }
 
 }  // namespace cwkernels

@@ -67,6 +67,7 @@ struct NB201CellParams {
   bool count_include_pad;  // the average pool divides by 9 at the border too
   bool winograd;           // 3 x 3 convolutions may run by Winograd's method (precision "high")
   bool double_precision;   // all tensors are float64, otherwise float32
+  bool bf16_images;        // but for images and their gradients, which are bf16 then: CUDA only
   Parallel parallel;       // CPU only
   void* workspace;         // nb201_cell_workspace(params) bytes, 64-byte aligned; CUDA: its scratch
   unsigned* tickets;       // CUDA only: of its scratch

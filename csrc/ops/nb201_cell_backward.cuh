@@ -16,11 +16,12 @@
 namespace cwkernels {
 
 // The first launch: one thread four channels of a pixel.
-static __global__ void __launch_bounds__(kCellThreads, 1)
-    cell_sums_tile(const __grid_constant__ CellBackLaunch p) {
+template <class Stored>
+__global__ void __launch_bounds__(kCellThreads, 1)
+    cell_sums_tile(const __grid_constant__ CellBackLaunch<Stored> p) {
   wait_for_previous();
-  const CellLaunch<float>& l = p.t.l;
-  const CellOf<float> cell(l, static_cast<int>(blockIdx.y));
+  const CellLaunch<Stored>& l = p.t.l;
+  const CellOf<Stored> cell(l, static_cast<int>(blockIdx.y));
   if (!cell_sums_enter(cell.own, 3)) return;
   const int64_t channels = l.p.channels;
   Shared shared;
@@ -31,7 +32,7 @@ static __global__ void __launch_bounds__(kCellThreads, 1)
     const bool live = k < channels / 4;
     Sums<float> own[kCellFan][4];
     float mean[kCellFan][4];
-    const float* raw[kCellFan];
+    const Stored* raw[kCellFan];
 #pragma unroll
     for (int source = 0; source < kCellFan; ++source) {
       const int e = edge_between(source, 3);
@@ -71,9 +72,10 @@ static __global__ void __launch_bounds__(kCellThreads, 1)
 template <class Precision, class Split>
 class CellBackTile {
  public:
+  using Stored = typename Precision::Stored;
   using Results = typename Split::Sums;
 
-  __device__ __forceinline__ CellBackTile(const CellTileLaunch& p, Shared& shared)
+  __device__ __forceinline__ CellBackTile(const CellTileLaunch<Stored>& p, Shared& shared)
       : p_(p),
         through_(shared.take<NormBackward<float>>(static_cast<size_t>(kCellFan * p.l.p.channels))),
         source_(shared.take<float>(static_cast<size_t>(p.source_values))),
@@ -82,7 +84,7 @@ class CellBackTile {
         rows_(p) {}
 
   // What all tiles of an architecture share.
-  __device__ __forceinline__ void begin(const CellOf<float>& cell) const {
+  __device__ __forceinline__ void begin(const CellOf<Stored>& cell) const {
     sync_block();
     cell_make_backward(cell, p_.l.node, through_);
     cell_load_resident<Precision, Split, true>(p_, cell, weights_);
@@ -90,7 +92,7 @@ class CellBackTile {
 
   // Channels from `output` on: through convolutions and their ReLU, then what projections, skips
   // and pools add.
-  __device__ __forceinline__ void operator()(const CellOf<float>& cell, const TilePlace& tile,
+  __device__ __forceinline__ void operator()(const CellOf<Stored>& cell, const TilePlace& tile,
                                              int output, Results& results) const {
     results.clear();
 #pragma unroll 1
@@ -102,7 +104,7 @@ class CellBackTile {
       }
       if (!rectified || !cell_any_reads(cell, true)) continue;
       const CellOutputs<Split> outputs(p_, tile);
-      const float* node = cell.node(p_.l.node) + outputs.base + output;
+      const Stored* node = cell.node(p_.l.node) + outputs.base + output;
       cell_each_result<Split>(results, outputs, [&](int n, int i, float* pair) {
         const Two value = load_lanes<2>(node + outputs.offsets[i] + n);
         pair[0] = value[0] <= 0 ? 0.0f : pair[0];
@@ -120,13 +122,13 @@ class CellBackTile {
 
  private:
   // Adds the gradient that an edge's convolution gives, batch norm's backward pass on the load.
-  __device__ __forceinline__ void convolve(const CellOf<float>& cell, const TilePlace& tile,
+  __device__ __forceinline__ void convolve(const CellOf<Stored>& cell, const TilePlace& tile,
                                            int target, int output, Results& results) const {
     const int e = edge_between(p_.l.node, target);
     const bool normed = normalised(cell.edge(e));
     const int64_t base = cell_tile_base(p_, tile);
-    const float* grad = cell.grad(target) + base;
-    const float* raw = normed ? cell.raw(e) + base : nullptr;
+    const Stored* grad = cell.grad(target) + base;
+    const Stored* raw = normed ? cell.raw(e) + base : nullptr;
     const NormBackward<float>* through = through_ + leaving_place(e) * p_.l.p.channels;
     sync_block();
     cell_load_tile<Precision>(
@@ -152,12 +154,12 @@ class CellBackTile {
   }
 
   // Adds what a skip or a pool into `target` gives.
-  __device__ __forceinline__ void add_plain(const CellOf<float>& cell, const TilePlace& tile,
+  __device__ __forceinline__ void add_plain(const CellOf<Stored>& cell, const TilePlace& tile,
                                             const CellOutputs<Split>& outputs, int target,
                                             bool pooled, int output, Results& results) const {
-    const float* grad = cell.grad(target) + outputs.base + output;
+    const Stored* grad = cell.grad(target) + outputs.base + output;
     cell_each_result<Split>(results, outputs, [&](int n, int i, float* pair) {
-      const float* from = grad + outputs.offsets[i] + n;
+      const Stored* from = grad + outputs.offsets[i] + n;
       if (!pooled) {
         const Two own = load_lanes<2>(from);
         pair[0] += own[0], pair[1] += own[1];
@@ -176,7 +178,7 @@ class CellBackTile {
     });
   }
 
-  const CellTileLaunch& p_;
+  const CellTileLaunch<Stored>& p_;
   NormBackward<float>* through_;
   float* source_;
   float* weights_;
@@ -184,12 +186,12 @@ class CellBackTile {
 };
 
 // Adds a tile's gradients to a warp's sums of the batch norm of edge e.
-template <class Split>
-__device__ __forceinline__ void cell_sum_tile(const CellOf<float>& cell, int e, int output,
+template <class Split, class Stored>
+__device__ __forceinline__ void cell_sum_tile(const CellOf<Stored>& cell, int e, int output,
                                               const CellOutputs<Split>& outputs,
                                               const typename Split::Sums& results,
                                               Sums<float>* sums) {
-  const float* raw = cell.raw(e) + outputs.base + output;
+  const Stored* raw = cell.raw(e) + outputs.base + output;
   const float* mean = cell.channels(e).mean + output;
 #pragma unroll
   for (int j = 0; j < Split::kN; ++j) {
@@ -217,10 +219,11 @@ __device__ __forceinline__ void cell_sum_tile(const CellOf<float>& cell, int e, 
 // The launches of nodes 2 and 1.
 template <class Precision, class Split>
 __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kProducts))
-    cell_backward_tile(const __grid_constant__ CellBackLaunch p) {
+    cell_backward_tile(const __grid_constant__ CellBackLaunch<typename Precision::Stored> p) {
+  using Stored = typename Precision::Stored;
   wait_for_previous();
-  const CellLaunch<float>& l = p.t.l;
-  const CellOf<float> cell(l, static_cast<int>(blockIdx.y));
+  const CellLaunch<Stored>& l = p.t.l;
+  const CellOf<Stored> cell(l, static_cast<int>(blockIdx.y));
   if (!fed(cell.own, l.node)) return;
   const int channels = static_cast<int>(l.p.channels);
   Shared shared;
@@ -239,7 +242,7 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kP
       typename Split::Sums results;
       gradient(cell, tile, output, results);
       const CellOutputs<Split> outputs(p.t, tile);
-      float* to = cell.grad(l.node) + outputs.base + output;
+      Stored* to = cell.grad(l.node) + outputs.base + output;
       cell_each_result<Split>(results, outputs, [&](int n, int i, const float* pair) {
         store_pair(to + outputs.offsets[i] + n, pair[0], pair[1]);
       });
@@ -264,13 +267,13 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kP
 
 // The last launch's blocks for the input's gradient. Of images that all architectures share it is
 // their sum in order, which the one thread that has an element adds up.
-template <class Precision, class Split>
-__device__ __forceinline__ void cell_input_tiles(const CellTileLaunch& p, int64_t block, int slot,
-                                                 int end) {
+template <class Precision, class Split, class Stored>
+__device__ __forceinline__ void cell_input_tiles(const CellTileLaunch<Stored>& p, int64_t block,
+                                                 int slot, int end) {
   Shared shared;
   const CellBackTile<Precision, Split> gradient(p, shared);
   for (; slot < end; ++slot) {
-    const CellOf<float> cell(p.l, slot);
+    const CellOf<Stored> cell(p.l, slot);
     const bool add = p.l.p.shared && cell.a > 0;
     gradient.begin(cell);
     for (int64_t number = block; number < p.tiles.count; number += p.l.blocks) {
@@ -279,7 +282,7 @@ __device__ __forceinline__ void cell_input_tiles(const CellTileLaunch& p, int64_
         typename Split::Sums results;
         gradient(cell, tile, output, results);
         const CellOutputs<Split> outputs(p, tile);
-        float* to = cell.grad(0) + outputs.base + output;
+        Stored* to = cell.grad(0) + outputs.base + output;
         cell_each_result<Split>(results, outputs, [&](int n, int i, const float* pair) {
           Two own{{pair[0], pair[1]}};
           if (add) {
@@ -298,13 +301,14 @@ __device__ __forceinline__ void cell_input_tiles(const CellTileLaunch& p, int64_
 // over all cells 2.0 edges' blocks have work.
 template <class Precision, class Split>
 __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kProducts))
-    cell_backward_last_tile(const __grid_constant__ CellBackLaunch p) {
+    cell_backward_last_tile(const __grid_constant__ CellBackLaunch<typename Precision::Stored> p) {
+  using Stored = typename Precision::Stored;
   using Weights = CellWeights<kCellWide<Split>>;
   using Pointwise = CellWeightsPointwise<kCellWide<Split>>;
   static_assert(Weights::kThreads == Split::kThreads && Weights::kInputs == Pointwise::kInputs &&
                 Weights::kOutputs == Weights::kInputs && Pointwise::kOutputs == Weights::kOutputs);
   wait_for_previous();
-  const CellLaunch<float>& l = p.t.l;
+  const CellLaunch<Stored>& l = p.t.l;
   if (blockIdx.x == 0) cell_write_rows(l);
   const int64_t inputs = l.blocks * (l.p.shared ? 1 : l.count), block = blockIdx.x - inputs;
   if (block < 0) {
@@ -325,28 +329,28 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kP
 
 // --- Host ----------------------------------------------------------------------------------------
 
-template <class T>
-void take_backward_scratch(CellLaunch<T>& l, CellScratch& scratch) {
-  l.scratch = scratch.take<T>(l.count * 2 * l.size());
+template <class Stored, class T = Computed<Stored>>
+void take_backward_scratch(CellLaunch<Stored>& l, CellScratch& scratch) {
+  l.scratch = scratch.take<Stored>(l.count * 2 * l.size());
   for (int n = 1; l.p.training && n < kCellNodes; ++n) {
     l.sums[n] = scratch.partials<Sums<T>>(l.count, l.blocks, n * l.p.channels);
   }
 }
 
 // The launches of a node: 3, then 2 and 1, then 0.
-template <class T>
-int launch_cell_node_backward(const CellLaunch<T>& l, void* stream) {
+template <class Stored, class T = Computed<Stored>>
+int launch_cell_node_backward(const CellLaunch<Stored>& l, void* stream) {
   const Grid grid{l.blocks, l.count};
   const size_t sums = shared_bytes<int>(1) + shared_bytes<Sums<T>>(kCellThreads);
   const size_t through =
       shared_bytes<NormBackward<T>>(static_cast<size_t>(kCellFan * l.p.channels));
-  if (l.node == 3) return launch(cell_sums_general<T>, grid, kCellThreads, sums, stream, l);
+  if (l.node == 3) return launch(cell_sums_general<Stored>, grid, kCellThreads, sums, stream, l);
   if (l.node > 0) {
-    return launch(cell_backward_general<T>, grid, kCellThreads, sums + through, stream, l);
+    return launch(cell_backward_general<Stored>, grid, kCellThreads, sums + through, stream, l);
   }
   const int64_t blocks =
       l.blocks * (l.p.shared ? 1 : l.count) + l.jobs_count * cell_weight_chunks(l.p.channels);
-  return launch(cell_backward_last_general<T>, {blocks}, kCellThreads, through, stream, l);
+  return launch(cell_backward_last_general<Stored>, {blocks}, kCellThreads, through, stream, l);
 }
 
 template <class Split>
@@ -357,11 +361,11 @@ size_t cell_backward_bytes(int64_t channels) {
          shared_bytes<NormBackward<float>>(static_cast<size_t>(kCellFan * channels));
 }
 
-template <class Precision, class Split>
-int launch_cell_tile_backward(const CellBackLaunch& p, void* stream) {
+template <class Precision, class Split, class Stored>
+int launch_cell_tile_backward(const CellBackLaunch<Stored>& p, void* stream) {
   using Weights = CellWeights<kCellWide<Split>>;
   using Pointwise = CellWeightsPointwise<kCellWide<Split>>;
-  const CellLaunch<float>& l = p.t.l;
+  const CellLaunch<Stored>& l = p.t.l;
   const size_t shared = cell_backward_bytes<Split>(l.p.channels) + cell_tile_bytes(p.t);
   if (l.node > 0) {
     return launch(cell_backward_tile<Precision, Split>, {l.blocks, l.count}, Split::kThreads,
@@ -376,15 +380,17 @@ int launch_cell_tile_backward(const CellBackLaunch& p, void* stream) {
                 max(shared, weights), stream, p);
 }
 
-inline int launch_cell_node_backward(const CellBackLaunch& p, void* stream) {
-  const CellLaunch<float>& l = p.t.l;
+template <class Stored>
+int launch_cell_node_backward(const CellBackLaunch<Stored>& p, void* stream) {
+  const CellLaunch<Stored>& l = p.t.l;
   if (l.node == 3) {
     const size_t sums = shared_bytes<int>(1) + shared_bytes<Sums<float>>(kCellThreads);
-    return launch(cell_sums_tile, {l.blocks, l.count}, kCellThreads, sums, stream, p);
+    return launch(cell_sums_tile<Stored>, {l.blocks, l.count}, kCellThreads, sums, stream, p);
   }
   return with_cell_split<Cell32Back>(l.p.channels, [&](auto split) {
-    return l.p.winograd ? launch_cell_tile_backward<Tf32, decltype(split)>(p, stream)
-                        : launch_cell_tile_backward<Tf32x3, decltype(split)>(p, stream);
+    return with_cell_precision(l, [&](auto precision) {
+      return launch_cell_tile_backward<decltype(precision), decltype(split)>(p, stream);
+    });
   });
 }
 
@@ -394,8 +400,8 @@ inline bool cell_backward_works(const NB201CellParams& p, const CellArchitecture
 }
 
 // Every launch of a backward pass. `l` is a part of `launch`, or the whole.
-template <class Launch, class T>
-int launch_cell_backward(Launch& launch, CellLaunch<T>& l, void* stream) {
+template <class Launch, class Stored>
+int launch_cell_backward(Launch& launch, CellLaunch<Stored>& l, void* stream) {
   for (l.node = kCellNodes - 1; l.node >= 0; --l.node) {
     bool works = l.chosen && (l.node < 3 || l.p.training);
     for (int i = 0; !l.chosen && i < l.count; ++i) {
@@ -409,10 +415,11 @@ int launch_cell_backward(Launch& launch, CellLaunch<T>& l, void* stream) {
 
 // The launch by matrix units of a call's architectures from `first` on, without their scratch; or
 // how many of them there may be, none if the call is not for it.
-inline int64_t make_cell_back(const NB201CellParams& p, int64_t first, CellBackLaunch& back) {
+template <class Stored>
+int64_t make_cell_back(const NB201CellParams& p, int64_t first, CellBackLaunch<Stored>& back) {
   if (!cell_is_aligned(p)) return 0;
   int32_t places = 0;
-  back.t.l = cell_launch<float>(p, first, places);
+  back.t.l = cell_launch<Stored>(p, first, places);
   return with_cell_split<Cell32Back>(p.channels, [&](auto split) {
     using Split = decltype(split);
     const auto other = static_cast<int64_t>(cell_backward_bytes<Split>(p.channels));
@@ -420,28 +427,14 @@ inline int64_t make_cell_back(const NB201CellParams& p, int64_t first, CellBackL
   });
 }
 
-// f(launch, its CellLaunch) for a run of a call's architectures after the other.
-template <class F>
-int for_each_backward(const NB201CellParams& p, CudaScratch& used, const F& f) {
-  CellBackLaunch back{};
-  const int64_t tiled = make_cell_back(p, 0, back);
-  const int64_t most = tiled > 0 && p.need_weights ? min(tiled, int64_t{kCellMost}) : kCellMost;
+// f(launch, its CellLaunch) for a run of a call's architectures after the other, by matrix units:
+// at most `most` of them.
+template <class Stored, class F>
+int for_each_backward_tile(const NB201CellParams& p, int64_t most, CudaScratch& used, const F& f) {
+  CellBackLaunch<Stored> back{};
   int error = 0;
-  const auto general = [&](auto type, int64_t first) {
-    int32_t places = 0;
-    auto l = cell_launch<decltype(type)>(p, first, places);
-    l.blocks = cell_blocks(p, kCellPixels);
-    find_jobs(l);
-    CellScratch scratch(p);
-    take_backward_scratch(l, scratch);
-    used = scratch.used();
-    return f(l, l);
-  };
   for (int64_t first = 0; first < p.architectures && error == 0; first += most) {
-    if (tiled == 0) {
-      error = p.double_precision ? general(double(), first) : general(float(), first);
-      continue;
-    }
+    back = {};
     make_cell_back(p, first, back);
     back.t.l.count = static_cast<int>(min(int64_t{back.t.l.count}, most));
     find_jobs(back.t.l);
@@ -454,6 +447,37 @@ int for_each_backward(const NB201CellParams& p, CudaScratch& used, const F& f) {
     error = f(back, back.t.l);
   }
   return error;
+}
+
+// The same by the general kernels.
+template <class Stored, class F>
+int for_each_backward_general(const NB201CellParams& p, CudaScratch& used, const F& f) {
+  int error = 0;
+  for (int64_t first = 0; first < p.architectures && error == 0; first += kCellMost) {
+    int32_t places = 0;
+    auto l = cell_launch<Stored>(p, first, places);
+    l.blocks = cell_blocks(p, kCellPixels);
+    find_jobs(l);
+    CellScratch scratch(p);
+    take_backward_scratch(l, scratch);
+    used = scratch.used();
+    error = f(l, l);
+  }
+  return error;
+}
+
+template <class F>
+int for_each_backward(const NB201CellParams& p, CudaScratch& used, const F& f) {
+  return with_cell_images(p, [&](auto stored) {
+    using Stored = decltype(stored);
+    if constexpr (kCellTiles<Stored>) {
+      CellBackLaunch<Stored> back{};
+      const int64_t tiled = make_cell_back(p, 0, back);
+      const int64_t most = p.need_weights ? min(tiled, int64_t{kCellMost}) : kCellMost;
+      if (tiled > 0) return for_each_backward_tile<Stored>(p, most, used, f);
+    }
+    return for_each_backward_general<Stored>(p, used, f);
+  });
 }
 
 }  // namespace cwkernels

@@ -16,8 +16,8 @@ struct CellThreads {
   int columns, rows, row, column;
   int begin, end;  // pixels
 
-  template <class T>
-  __device__ CellThreads(const CellLaunch<T>& l, int64_t block, int64_t wanted) {
+  template <class Stored>
+  __device__ CellThreads(const CellLaunch<Stored>& l, int64_t block, int64_t wanted) {
     columns = 1;
     while (columns < kCellThreads && columns < wanted) columns *= 2;
     rows = kCellThreads / columns;
@@ -31,25 +31,31 @@ struct CellThreads {
 };
 
 // What an edge without weights gives of a stored node, one value.
-template <class T>
-__device__ T cell_plain_value(const CellOf<T>& cell, int e, const CellPixel& at, int64_t c) {
-  const T* from = cell.node(source_of(e)) + c;
-  if (!is(cell.edge(e), CellCode::average_pool)) return from[cell.offset(at, at.y, at.x)];
+template <class Stored, class T = Computed<Stored>>
+__device__ T cell_plain_value(const CellOf<Stored>& cell, int e, const CellPixel& at, int64_t c) {
+  const Stored* from = cell.node(source_of(e)) + c;
+  if (!is(cell.edge(e), CellCode::average_pool)) {
+    return load_stored(from + cell.offset(at, at.y, at.x));
+  }
   T sum = T(0);
-  cell.around(at, [&](int y, int x) { sum += from[cell.offset(at, y, x)]; });
+  cell.around(at, [&](int y, int x) { sum += load_stored(from + cell.offset(at, y, x)); });
   return sum / static_cast<T>(cell.window(at.y, at.x));
 }
 
 // The value of a node, one element at a time: read where it is stored, or summed on its load.
-template <class T>
+template <class Stored>
 class CellNodeValue {
  public:
+  using T = Computed<Stored>;
+
   // `norms` from cell_make_norms.
-  __device__ CellNodeValue(const CellOf<T>& cell, int node, const Norm<T>* norms)
+  __device__ CellNodeValue(const CellOf<Stored>& cell, int node, const Norm<T>* norms)
       : cell_(cell), node_(node), norms_(norms) {}
 
   __device__ T operator()(const CellPixel& at, int y, int x, int64_t c) const {
-    if (!is_summed(cell_.own, node_)) return cell_.node(node_)[cell_.offset(at, y, x) + c];
+    if (!is_summed(cell_.own, node_)) {
+      return load_stored(cell_.node(node_) + cell_.offset(at, y, x) + c);
+    }
     const CellPixel here{at.image, y, x};
     T sum = T(0);
     bool begun = false;
@@ -65,19 +71,19 @@ class CellNodeValue {
  private:
   __device__ T term(int e, const CellPixel& at, int64_t c) const {
     if (!convolves(cell_.edge(e))) return cell_plain_value(cell_, e, at, c);
-    const T raw = cell_.raw(e)[cell_.offset(at, at.y, at.x) + c];
+    const T raw = load_stored(cell_.raw(e) + cell_.offset(at, at.y, at.x) + c);
     return normalised(cell_.edge(e)) ? norms_[entering_place(e) * cell_.l.p.channels + c](raw)
                                      : raw;
   }
 
-  const CellOf<T>& cell_;
+  const CellOf<Stored>& cell_;
   int node_;
   const Norm<T>* norms_;
 };
 
 // One output of the convolution of an edge, of node values that value(y, x, c) gives.
-template <class T, class Value>
-__device__ T cell_convolve(const CellOf<T>& cell, int e, const CellPixel& at, int64_t k,
+template <class Stored, class Value, class T = Computed<Stored>>
+__device__ T cell_convolve(const CellOf<Stored>& cell, int e, const CellPixel& at, int64_t k,
                            const Value& value) {
   const int size = kernel_size(cell.edge(e));
   const int64_t channels = cell.l.p.channels;
@@ -108,11 +114,12 @@ __device__ __forceinline__ void cell_leave_rows(const Partials<Value>& to, int s
 
 // Any number of channels, float and double; one thread an output, its node values computed on the
 // fly. Shared memory: 36 bytes a channel and 3 KB (float).
-template <class T>
+template <class Stored>
 __global__ void __launch_bounds__(kCellThreads, 1)
-    cell_forward_general(const __grid_constant__ CellLaunch<T> l) {
+    cell_forward_general(const __grid_constant__ CellLaunch<Stored> l) {
+  using T = Computed<Stored>;
   wait_for_previous();
-  const CellOf<T> cell(l, static_cast<int>(blockIdx.y));
+  const CellOf<Stored> cell(l, static_cast<int>(blockIdx.y));
   if (!cell_forward_works(cell.own, l.node)) return;
   const int64_t channels = l.p.channels;
   Shared shared;
@@ -121,10 +128,10 @@ __global__ void __launch_bounds__(kCellThreads, 1)
   Norm<T>* norms = shared.take<Norm<T>>(static_cast<size_t>(kCellFan * channels));
   cell_make_norms(cell, l.node, norms);
   sync_block();
-  const CellNodeValue<T> value(cell, l.node, norms);
+  const CellNodeValue<Stored> value(cell, l.node, norms);
   const CellThreads on(l, blockIdx.x, channels);
   const Partials<Moments<T>>& moments = l.moments[l.node];
-  T* store = l.node == 3 ? cell.output() : nullptr;
+  Stored* store = l.node == 3 ? cell.output() : nullptr;
   if (l.node > 0 && l.node < 3 && cell.own.nodes[l.node] != kNowhere) {
     store = l.at(cell.own.nodes[l.node]);
   }
@@ -134,7 +141,7 @@ __global__ void __launch_bounds__(kCellThreads, 1)
     for (int i = on.begin + on.row; store && i < end; i += on.rows) {
       const CellPixel at = cell.pixel(i);
       const T own = value(at, at.y, at.x, k);
-      store[i * channels + k] = own;
+      store_stored(store + i * channels + k, own);
       measured = measured.merged({T(1), own, T(0)});
     }
     if (l.node == 3 && l.p.training) {
@@ -147,7 +154,7 @@ __global__ void __launch_bounds__(kCellThreads, 1)
         const CellPixel at = cell.pixel(i);
         const T own = cell_convolve(cell, e, at, k,
                                     [&](int y, int x, int64_t c) { return value(at, y, x, c); });
-        cell.raw(e)[i * channels + k] = own;
+        store_stored(cell.raw(e) + i * channels + k, own);
         measured = measured.merged({T(1), own, T(0)});
       }
       if (!l.p.training) continue;
@@ -171,32 +178,35 @@ __global__ void __launch_bounds__(kCellThreads, 1)
 }
 
 // In evaluation, with nothing kept: what leaves node l.node is added to the nodes that it enters.
-template <class T>
+template <class Stored>
 __global__ void __launch_bounds__(kCellThreads, 1)
-    cell_evaluate_general(const __grid_constant__ CellLaunch<T> l) {
+    cell_evaluate_general(const __grid_constant__ CellLaunch<Stored> l) {
+  using T = Computed<Stored>;
   wait_for_previous();
-  const CellOf<T> cell(l, static_cast<int>(blockIdx.y));
+  const CellOf<Stored> cell(l, static_cast<int>(blockIdx.y));
   const int64_t channels = l.p.channels;
   const CellThreads on(l, blockIdx.x, channels);
   for (int64_t k = on.column; k < channels; k += on.columns) {
     for (int i = on.begin + on.row; i < on.end; i += on.rows) {
       const CellPixel at = cell.pixel(i);
-      if (l.node == 0 && !fed(cell.own, 3)) cell.output()[i * channels + k] = T(0);
+      if (l.node == 0 && !fed(cell.own, 3)) {
+        store_stored(cell.output() + i * channels + k, T(0));
+      }
       for (int e = 0; e < kCellEdges; ++e) {
         const int target = target_of(e);
         if (source_of(e) != l.node || !cell_adds(cell.own, e)) continue;
         T own;
         if (convolves(cell.edge(e))) {
-          const T* node = cell.node(l.node);
+          const Stored* node = cell.node(l.node);
           own = cell_convolve(cell, e, at, k, [&](int y, int x, int64_t c) {
-            return node[cell.offset(at, y, x) + c];
+            return load_stored(node + cell.offset(at, y, x) + c);
           });
           if (normalised(cell.edge(e))) own = cell.channels(e).norm(k)(own);
         } else {
           own = cell_plain_value(cell, e, at, k);
         }
-        T* to = cell.stored(target) + i * channels + k;
-        *to = cell_begins(cell.own, e) ? own : *to + own;
+        Stored* to = cell.stored(target) + i * channels + k;
+        store_stored(to, cell_begins(cell.own, e) ? own : load_stored(to) + own);
       }
     }
   }

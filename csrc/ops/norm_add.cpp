@@ -38,9 +38,9 @@ Tensor new_like(const Tensor& images) {
   return channels_before(new_tensor(images, shape));
 }
 
-// A tensor of no elements stands for a gradient that nobody asked for.
-Tensor new_vector(const Tensor& like, int64_t size) {
-  return torch::stable::new_empty(like, std::vector<int64_t>{size});
+// Gradients of parameters.
+Tensor new_vector(const Tensor& images, int64_t size) {
+  return torch::stable::new_empty(images, std::vector<int64_t>{size}, parameter_type(images));
 }
 
 bool same_shape(const Tensor& one, const Tensor& other) {
@@ -65,25 +65,23 @@ void check_vector(const char* operation, const char* argument, const MaybeTensor
   const int64_t channels = input.size(input.dim() - 3);
   CWK_CHECK(tensor->dim() == 1 && tensor->size(0) == channels, operation, argument,
             "one value for each channel", describe(*tensor));
-  CWK_CHECK(tensor->scalar_type() == input.scalar_type(), operation, argument, dtype_name(input),
-            dtype_name(*tensor));
+  CWK_CHECK(tensor->scalar_type() == parameter_type(input), operation, argument,
+            is_bf16(input) ? "float32" : dtype_name(input), dtype_name(*tensor));
   check_same_device(operation, argument, *tensor, input);
 }
 
 void check(const char* operation, const Tensor& input, const Tensor& statistics,
            const MaybeTensor& scale, const MaybeTensor& shift) {
-  const auto dtype = input.scalar_type();
   const int64_t dim = input.dim();
   CWK_CHECK(dim == 4 || dim == 5, operation, "input", "[N, C, H, W] or [A, N, C, H, W]",
             describe(input));
-  CWK_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, operation, "input",
-            "float32 or float64", dtype_name(input));
+  check_activations(operation, "input", input);
   const int64_t architectures = dim == 5 ? input.size(0) : 1, channels = input.size(dim - 3);
   CWK_CHECK(channels > 0, operation, "input", "at least one channel", describe(input));
   CWK_CHECK(statistics.dim() == dim - 2 && statistics.size(dim - 4) == 2 &&
                 statistics.numel() == architectures * 2 * channels &&
-                statistics.scalar_type() == dtype,
-            operation, "statistics", "mean and variance of each channel, in the input's dtype",
+                statistics.scalar_type() == parameter_type(input),
+            operation, "statistics", "mean and variance of each channel, in the parameters' dtype",
             describe(statistics));
   check_same_device(operation, "statistics", statistics, input);
   check_vector(operation, "scale", scale, input);
@@ -110,6 +108,7 @@ NormAddParams prepare(NormAddPass pass, const Tensor& input, const Operands& ope
   NormAddParams params{};
   params.pass = pass;
   params.double_precision = input.scalar_type() == ScalarType::Double;
+  params.bf16_images = is_bf16(input);
   params.input = input.const_data_ptr();
   params.statistics = operands.statistics.const_data_ptr();
   params.scale = operands.scale ? operands.scale->const_data_ptr() : nullptr;
@@ -169,7 +168,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   Tensor grad_input = new_like(input);
   Tensor grad_scale = new_vector(input, scale ? channels : 0);
   Tensor grad_shift = new_vector(input, scale ? channels : 0);
-  Tensor grad_shortcut = shortcut_grad ? new_like(input) : new_vector(input, 0);
+  // A tensor of no elements stands for a gradient that nobody asked for.
+  Tensor grad_shortcut =
+      shortcut_grad ? new_like(input) : torch::stable::new_empty(input, std::vector<int64_t>{0});
   if (input.numel() == 0) {
     return {grad_input, torch::stable::zero_(grad_scale), torch::stable::zero_(grad_shift),
             grad_shortcut};
@@ -196,6 +197,7 @@ void run_cpu(NormAddParams& params, const Tensor& /*input*/) {
 Tensor norm_add_cpu(const Tensor& input, const Tensor& statistics, const MaybeTensor& scale,
                     const MaybeTensor& shift, const MaybeTensor& shortcut, bool relu, bool training,
                     double eps) {
+  check_cpu_activations("norm_add", "input", input);
   return forward(run_cpu, input, statistics, scale, shift, shortcut, relu, training, eps);
 }
 
@@ -203,6 +205,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_add_backward_cpu(
     const Tensor& grad, const Tensor& input, const Tensor& statistics, const MaybeTensor& scale,
     const MaybeTensor& shift, const MaybeTensor& output, bool relu, bool shortcut_grad,
     bool training, double eps) {
+  check_cpu_activations("norm_add_backward", "input", input);
   return backward(run_cpu, grad, input, statistics, scale, shift, output, relu, shortcut_grad,
                   training, eps);
 }

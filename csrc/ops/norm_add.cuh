@@ -1,4 +1,5 @@
 #pragma once
+#include "../parts/by_dtype.cuh"
 #include "../parts/lanes.cuh"
 #include "../parts/normalize.cuh"
 #include "norm_add.h"
@@ -20,8 +21,9 @@ constexpr int64_t kNormAddPixels = 4;
 // two. A thread keeps to kLanes channels, so that their coefficients stay in registers, and goes
 // from pixel to pixel; a run of columns * kLanes channels is a chunk. One dimension of the grid, so
 // that no limit but 2^31 blocks: blocks of a chunk, then chunks, then architectures.
-template <class T, int kLanes>
+template <class Stored, int kLanes>
 struct NormAddLaunch {
+  using T = Computed<Stored>;
   NormAddParams p;
   int columns, rows;
   int64_t chunks, blocks, pixels;
@@ -46,8 +48,8 @@ struct NormAddPlace {
   int64_t channel;      // its first
   bool live;            // whether there is such a channel
 
-  template <class T>
-  __device__ explicit NormAddPlace(const NormAddLaunch<T, kLanes>& l) {
+  template <class Stored>
+  __device__ explicit NormAddPlace(const NormAddLaunch<Stored, kLanes>& l) {
     const int64_t slot = blockIdx.x / l.blocks;
     architecture = slot / l.chunks;
     chunk = slot % l.chunks;
@@ -59,8 +61,8 @@ struct NormAddPlace {
     live = channel < l.p.channels;
   }
 
-  template <class T>
-  __device__ int64_t offset(const NormAddLaunch<T, kLanes>& l, int64_t pixel) const {
+  template <class Stored>
+  __device__ int64_t offset(const NormAddLaunch<Stored, kLanes>& l, int64_t pixel) const {
     return (architecture * l.pixels + pixel) * l.p.channels + channel;
   }
 };
@@ -71,8 +73,10 @@ __device__ __forceinline__ int64_t divide(int64_t a, int64_t b) {
   return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
 }
 
-template <class T, int kLanes>
-__global__ void __launch_bounds__(kNormAddThreads) norm_add_forward(NormAddLaunch<T, kLanes> l) {
+template <class Stored, int kLanes>
+__global__ void __launch_bounds__(kNormAddThreads)
+    norm_add_forward(NormAddLaunch<Stored, kLanes> l) {
+  using T = Computed<Stored>;
   wait_for_previous();
   allow_next();
   const NormAddPlace<kLanes> at(l);
@@ -81,9 +85,9 @@ __global__ void __launch_bounds__(kNormAddThreads) norm_add_forward(NormAddLaunc
   Norm<T> norm[kLanes];
 #pragma unroll
   for (int i = 0; i < kLanes; ++i) norm[i] = channels.norm(at.channel + i);
-  const T* __restrict__ input = static_cast<const T*>(l.p.input);
-  const T* __restrict__ shortcut = static_cast<const T*>(l.p.shortcut);
-  T* __restrict__ output = static_cast<T*>(l.p.output);
+  const Stored* __restrict__ input = static_cast<const Stored*>(l.p.input);
+  const Stored* __restrict__ shortcut = static_cast<const Stored*>(l.p.shortcut);
+  Stored* __restrict__ output = static_cast<Stored*>(l.p.output);
   for (int64_t pixel = at.pixel; pixel < l.pixels; pixel += at.step) {
     const int64_t offset = at.offset(l, pixel);
     Lanes<T, kLanes> value = load_lanes<kLanes>(input + offset), added{};
@@ -99,19 +103,20 @@ __global__ void __launch_bounds__(kNormAddThreads) norm_add_forward(NormAddLaunc
 }
 
 // The raw values of a pixel and the gradient of what was rectified.
-template <class T, int kLanes>
+template <class Stored, int kLanes>
 struct NormAddGradient {
+  using T = Computed<Stored>;
   Lanes<T, kLanes> raw, passed;
 
-  __device__ __forceinline__ NormAddGradient(const NormAddLaunch<T, kLanes>& l,
+  __device__ __forceinline__ NormAddGradient(const NormAddLaunch<Stored, kLanes>& l,
                                              const NormAddPlace<kLanes>& at, int64_t pixel,
                                              const Norm<T> (&norm)[kLanes]) {
     const int64_t offset = at.offset(l, pixel);
-    raw = load_lanes<kLanes>(static_cast<const T*>(l.p.input) + offset);
-    passed = load_lanes<kLanes>(static_cast<const T*>(l.p.grad_output) +
+    raw = load_lanes<kLanes>(static_cast<const Stored*>(l.p.input) + offset);
+    passed = load_lanes<kLanes>(static_cast<const Stored*>(l.p.grad_output) +
                                 (l.grad_is_dense ? offset : strided(l.p, at, pixel)));
     if (!l.p.relu) return;
-    const T* saved = static_cast<const T*>(l.p.saved_output);
+    const Stored* saved = static_cast<const Stored*>(l.p.saved_output);
     Lanes<T, kLanes> rectified = raw;
     if (saved) rectified = load_lanes<kLanes>(saved + offset);
 #pragma unroll
@@ -133,8 +138,9 @@ struct NormAddGradient {
 // Persistent blocks, two a processor: a thread sums its pixels one after the other, four of them
 // under way, a block adds up its rows as a tree through 8 bytes of shared memory a thread and lane
 // (8 KB).
-template <class T, int kLanes>
-__global__ void __launch_bounds__(kNormAddThreads) norm_add_sums(NormAddLaunch<T, kLanes> l) {
+template <class Stored, int kLanes>
+__global__ void __launch_bounds__(kNormAddThreads) norm_add_sums(NormAddLaunch<Stored, kLanes> l) {
+  using T = Computed<Stored>;
   wait_for_previous();
   allow_next();
   Shared shared;
@@ -152,7 +158,7 @@ __global__ void __launch_bounds__(kNormAddThreads) norm_add_sums(NormAddLaunch<T
     for (int i = 0; i < kLanes; ++i) norm[i] = channels.norm(at.channel + i);
 #pragma unroll 4
     for (int64_t pixel = at.pixel; pixel < l.pixels; pixel += at.step) {
-      const NormAddGradient<T, kLanes> gradient(l, at, pixel, norm);
+      const NormAddGradient<Stored, kLanes> gradient(l, at, pixel, norm);
 #pragma unroll
       for (int i = 0; i < kLanes; ++i) {
         const T grad = gradient.passed[i];
@@ -174,9 +180,10 @@ __global__ void __launch_bounds__(kNormAddThreads) norm_add_sums(NormAddLaunch<T
 
 // The gradients of the affine map, added up over the architectures in order, by the one block of a
 // chunk that is the first of the first architecture.
-template <class T, int kLanes>
-__device__ void norm_add_affine(const NormAddLaunch<T, kLanes>& l, int64_t chunk, int64_t first,
-                                int64_t count) {
+template <class Stored, int kLanes>
+__device__ void norm_add_affine(const NormAddLaunch<Stored, kLanes>& l, int64_t chunk,
+                                int64_t first, int64_t count) {
+  using T = Computed<Stored>;
   for (int64_t c = threadIdx.x; c < count; c += kNormAddThreads) {
     T scale = T(0), shift = T(0);
     for (int64_t a = 0; a < l.p.architectures; ++a) {
@@ -195,8 +202,10 @@ __device__ void norm_add_affine(const NormAddLaunch<T, kLanes>& l, int64_t chunk
 // most 17 x 8 bytes a channel out of L2, and makes each channel's coefficients once, 16 bytes a
 // channel of shared memory (2 KB at most); it has at least kNormAddPixels x 4 x 16 bytes of tensors
 // a thread to make up for that, 64 KB a block.
-template <class T, int kLanes>
-__global__ void __launch_bounds__(kNormAddThreads) norm_add_gradients(NormAddLaunch<T, kLanes> l) {
+template <class Stored, int kLanes>
+__global__ void __launch_bounds__(kNormAddThreads)
+    norm_add_gradients(NormAddLaunch<Stored, kLanes> l) {
+  using T = Computed<Stored>;
   wait_for_previous();
   allow_next();
   Shared shared;
@@ -223,10 +232,10 @@ __global__ void __launch_bounds__(kNormAddThreads) norm_add_gradients(NormAddLau
     norm[i] = channels.norm(at.channel + i);
     backward[i] = coefficients[at.channel - first + i];
   }
-  T* __restrict__ grad_input = static_cast<T*>(l.p.grad_input);
-  T* __restrict__ grad_shortcut = static_cast<T*>(l.p.grad_shortcut);
+  Stored* __restrict__ grad_input = static_cast<Stored*>(l.p.grad_input);
+  Stored* __restrict__ grad_shortcut = static_cast<Stored*>(l.p.grad_shortcut);
   for (int64_t pixel = at.pixel; pixel < l.pixels; pixel += at.step) {
-    const NormAddGradient<T, kLanes> gradient(l, at, pixel, norm);
+    const NormAddGradient<Stored, kLanes> gradient(l, at, pixel, norm);
     Lanes<T, kLanes> result;
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) result[i] = backward[i](gradient.passed[i], gradient.raw[i]);
@@ -247,12 +256,12 @@ inline bool grad_is_dense(const NormAddParams& p) {
          (s.architecture == pixels * p.channels || p.architectures == 1);
 }
 
-// Whether every pixel of every tensor begins at a multiple of 16 bytes.
-template <class T>
+// Whether every pixel of every tensor may be moved in wide lanes.
+template <class Stored>
 bool norm_add_is_wide(const NormAddParams& p) {
   const PixelStrides& s = p.grad_strides;
   for (const int64_t stride : {p.channels, s.architecture, s.image, s.row, s.column}) {
-    if (stride % kWideLanes<T> != 0) return false;
+    if (stride % kWideLanes<Stored> != 0) return false;
   }
   for (const void* data :
        {p.input, p.shortcut, static_cast<const void*>(p.output), p.grad_output, p.saved_output,
@@ -267,9 +276,9 @@ inline bool norm_add_is_summed(const NormAddParams& p) {
   return p.pass == NormAddPass::backward && (p.training || p.scale != nullptr);
 }
 
-template <class T, int kLanes>
-NormAddLaunch<T, kLanes> norm_add_plan(const NormAddParams& p) {
-  NormAddLaunch<T, kLanes> l{};
+template <class Stored, int kLanes>
+NormAddLaunch<Stored, kLanes> norm_add_plan(const NormAddParams& p) {
+  NormAddLaunch<Stored, kLanes> l{};
   l.p = p;
   l.pixels = p.images * p.height * p.width;
   l.grad_is_dense = p.pass == NormAddPass::forward || grad_is_dense(p);
@@ -283,38 +292,39 @@ NormAddLaunch<T, kLanes> norm_add_plan(const NormAddParams& p) {
   if (!norm_add_is_summed(p)) return l;
   l.partials.blocks = sum_blocks(current_device().processors, l.chunks, l.blocks);
   l.partials.width = l.columns * kLanes;
-  l.partials.values = static_cast<Sums<T>*>(p.workspace);
+  l.partials.values = static_cast<Sums<Computed<Stored>>*>(p.workspace);
   l.partials.tickets = p.tickets;
   return l;
 }
 
-template <class T, class F>
-auto with_norm_add_plan(const NormAddParams& p, const F& f) {
-  return norm_add_is_wide<T>(p) ? f(norm_add_plan<T, kWideLanes<T>>(p)) : f(norm_add_plan<T, 1>(p));
-}
 // f(plan) for the launches of these params, whatever they are of.
 template <class F>
 auto with_norm_add_plan(const NormAddParams& p, const F& f) {
-  return p.double_precision ? with_norm_add_plan<double>(p, f) : with_norm_add_plan<float>(p, f);
+  return with_stored(p, [&](auto of) {
+    using Stored = typename decltype(of)::Type;
+    return norm_add_is_wide<Stored>(p) ? f(norm_add_plan<Stored, kWideLanes<Stored>>(p))
+                                       : f(norm_add_plan<Stored, 1>(p));
+  });
 }
 
-template <class T, int kLanes>
-int launch_norm_add(const NormAddLaunch<T, kLanes>& l, void* stream) {
+template <class Stored, int kLanes>
+int launch_norm_add(const NormAddLaunch<Stored, kLanes>& l, void* stream) {
+  using T = Computed<Stored>;
   const int64_t slots = l.p.architectures * l.chunks;
   const Grid grid{slots * l.blocks};
   if (l.p.pass == NormAddPass::forward) {
-    return launch(norm_add_forward<T, kLanes>, grid, kNormAddThreads, 0, stream, l);
+    return launch(norm_add_forward<Stored, kLanes>, grid, kNormAddThreads, 0, stream, l);
   }
   if (norm_add_is_summed(l.p)) {
-    NormAddLaunch<T, kLanes> sums = l;
+    NormAddLaunch<Stored, kLanes> sums = l;
     sums.blocks = l.partials.blocks;
     const size_t shared = shared_bytes<int>(1) + shared_bytes<Sums<T>>(kNormAddThreads * kLanes);
-    const int error = launch(norm_add_sums<T, kLanes>, {slots * sums.blocks}, kNormAddThreads,
+    const int error = launch(norm_add_sums<Stored, kLanes>, {slots * sums.blocks}, kNormAddThreads,
                              shared, stream, sums);
     if (error != 0) return error;
   }
   const size_t shared = shared_bytes<NormBackward<T>>(static_cast<size_t>(l.columns * kLanes));
-  return launch(norm_add_gradients<T, kLanes>, grid, kNormAddThreads, shared, stream, l);
+  return launch(norm_add_gradients<Stored, kLanes>, grid, kNormAddThreads, shared, stream, l);
 }
 
 }  // namespace cwkernels

@@ -16,6 +16,7 @@ enum class NormAddPass { forward, backward };
 struct NormAddParams {
   NormAddPass pass;
   bool double_precision;  // all tensors are float64, otherwise float32
+  bool bf16_images;       // CUDA only: tensors [A, N, H, W, C] are bfloat16, the others float32
 
   const void* input;       // [A, N, H, W, C], raw
   const void* statistics;  // [A, 2, C] mean and biased variance

@@ -77,9 +77,12 @@ __device__ inline BottleneckPick pick_of(const BottleneckLaunch& launch, int64_t
   return {exists ? row : -1, index, index * launch.most_kept, exists ? code : 0, false};
 }
 
-// What one architecture runs.
-template <class T>
+// What one architecture runs. Images, what is kept, and their gradients lie as Stored; weights,
+// statistics and all sums are of what these are computed in.
+template <class Stored>
 struct BottleneckChoice {
+  using T = Computed<Stored>;
+
   const BottleneckLaunch& launch;
   const InvertedBottleneckParams& p;
   int64_t place_in_group;
@@ -134,40 +137,40 @@ struct BottleneckChoice {
   __device__ const T* weight(int place) const {
     return static_cast<const T*>(p.weights[bank(place)]) + row * weight_size(place);
   }
-  __device__ const T* input() const {
-    return static_cast<const T*>(p.input) + index * p.input_architecture_stride;
+  __device__ const Stored* input() const {
+    return static_cast<const Stored*>(p.input) + index * p.input_architecture_stride;
   }
-  __device__ T* grad_input() const {
-    return static_cast<T*>(p.grad_input) + index * p.input_architecture_stride;
+  __device__ Stored* grad_input() const {
+    return static_cast<Stored*>(p.grad_input) + index * p.input_architecture_stride;
   }
-  __device__ T* output() const {
-    return static_cast<T*>(p.output) + index * output_pixels * p.output_channels;
+  __device__ Stored* output() const {
+    return static_cast<Stored*>(p.output) + index * output_pixels * p.output_channels;
   }
-  __device__ const T* grad_output() const {
-    return static_cast<const T*>(p.grad_output) + index * output_pixels * p.output_channels;
+  __device__ const Stored* grad_output() const {
+    return static_cast<const Stored*>(p.grad_output) + index * output_pixels * p.output_channels;
   }
 
   // The raw results.
-  __device__ T* expanded() const {
+  __device__ Stored* expanded() const {
     return launch.expanded ? scratch(launch.expanded, input_pixels) : kept();
   }
-  __device__ T* filtered() const {
+  __device__ Stored* filtered() const {
     return launch.filtered ? scratch(launch.filtered, output_pixels)
                            : kept() + input_pixels * hidden;
   }
-  __device__ T* projected() const {
+  __device__ Stored* projected() const {
     if (!p.kept) return output();
     return code > 0 && !p.recompute ? kept() + (input_pixels + output_pixels) * hidden : kept();
   }
-  __device__ T* raw(int place) const {
+  __device__ Stored* raw(int place) const {
     return place == 0 ? expanded() : place == 1 ? filtered() : projected();
   }
   // Gradients of what the first two batch norms give, rectified.
-  __device__ T* hidden_gradient(int place) const {
+  __device__ Stored* hidden_gradient(int place) const {
     return place == 0 ? scratch(launch.expanded_gradient, input_pixels)
                       : scratch(launch.filtered_gradient, output_pixels);
   }
-  __device__ const T* output_gradient(int place) const {
+  __device__ const Stored* output_gradient(int place) const {
     return place < 2 ? hidden_gradient(place) : grad_output();
   }
 
@@ -254,31 +257,32 @@ struct BottleneckChoice {
   // gradient of its raw input.
   __device__ auto activated(int place) const {
     const BottleneckChoice& self = *this;
-    const T* from = raw(place);
+    const Stored* from = raw(place);
     const int64_t pitch = channels(place);
     return [=, &self](int64_t channel) {
       const Norm<T> own = self.norm(place, channel);
-      return [=](int64_t pixel) { return rectify(own(from[pixel * pitch + channel])); };
+      return
+          [=](int64_t pixel) { return rectify(own(load_stored(from + pixel * pitch + channel))); };
     };
   }
   __device__ auto raw_gradient(int place) const {
     const BottleneckChoice& self = *this;
-    const T* from = raw(place);
-    const T* gradient = output_gradient(place);
+    const Stored* from = raw(place);
+    const Stored* gradient = output_gradient(place);
     const int64_t pitch = channels(place);
     return [=, &self](int64_t channel) {
       const NormBackward<T> own = self.norm_backward(place, channel);
       return [=](int64_t pixel) {
         const int64_t at = pixel * pitch + channel;
-        return own(gradient[at], from[at]);
+        return own(load_stored(gradient + at), load_stored(from + at));
       };
     };
   }
 
  private:
-  __device__ T* kept() const { return static_cast<T*>(p.kept) + kept_before; }
-  __device__ T* scratch(void* of, int64_t pixels) const {
-    return static_cast<T*>(of) + place_in_group * pixels * widest();
+  __device__ Stored* kept() const { return static_cast<Stored*>(p.kept) + kept_before; }
+  __device__ Stored* scratch(void* of, int64_t pixels) const {
+    return static_cast<Stored*>(of) + place_in_group * pixels * widest();
   }
   __device__ const T* row_of(const void* const (&banks)[kBottleneckConvolutions], int place) const {
     return static_cast<const T*>(banks[bank(place)]) + row * channels(place);
@@ -293,13 +297,13 @@ struct Range {
 // What a block works for at a place: one part of the pixels, of one run of channels. Blocks are
 // numbered part after part, then run after run, so that those for which a choice has no work are
 // the last of the grid and hold up no other.
-template <class T>
+template <class Stored>
 struct BottleneckShare {
-  const BottleneckChoice<T>& choice;
+  const BottleneckChoice<Stored>& choice;
   int place, width, part, run;
 
   // `channels` are a run's; those of launch.run if the block sums.
-  __device__ BottleneckShare(const BottleneckChoice<T>& of, int at, int channels)
+  __device__ BottleneckShare(const BottleneckChoice<Stored>& of, int at, int channels)
       : choice(of), place(at), width(channels) {
     const int blocks = of.runs(at) ? static_cast<int>(of.blocks(at)) : 1;
     part = static_cast<int>(blockIdx.x) % blocks;
@@ -323,15 +327,16 @@ struct BottleneckShare {
 };
 
 // Of the blocks that read what was measured of a place, the first writes it to the result.
-template <class T>
-__device__ void write_statistics_once(const BottleneckChoice<T>& choice, int place) {
+template <class Stored>
+__device__ void write_statistics_once(const BottleneckChoice<Stored>& choice, int place) {
   if (choice.launch.measure && blockIdx.x == 0 && blockIdx.y == 0) choice.write_statistics(place);
 }
 
 // Coefficients of `width` channels from `first` on, zeros behind the last channel. A barrier
 // follows before they are read.
-__device__ inline void fill_norms(const BottleneckChoice<float>& choice, int place, int64_t first,
-                                  int64_t width, float* table) {
+template <class Stored>
+__device__ void fill_norms(const BottleneckChoice<Stored>& choice, int place, int64_t first,
+                           int64_t width, float* table) {
   for (int64_t c = threadIdx.x; c < width; c += blockDim.x) {
     const Norm<float> norm =
         first + c < choice.channels(place) ? choice.norm(place, first + c) : Norm<float>{};
@@ -340,8 +345,9 @@ __device__ inline void fill_norms(const BottleneckChoice<float>& choice, int pla
     table[2 * width + c] = norm.shift;
   }
 }
-__device__ inline void fill_norm_gradients(const BottleneckChoice<float>& choice, int place,
-                                           int64_t first, int64_t width, float* table) {
+template <class Stored>
+__device__ void fill_norm_gradients(const BottleneckChoice<Stored>& choice, int place,
+                                    int64_t first, int64_t width, float* table) {
   for (int64_t c = threadIdx.x; c < width; c += blockDim.x) {
     const NormBackward<float> norm = first + c < choice.channels(place)
                                          ? choice.norm_backward(place, first + c)

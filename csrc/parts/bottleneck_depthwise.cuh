@@ -4,12 +4,12 @@
 #include "bottleneck.cuh"
 #include "lanes.cuh"
 
-// The depthwise convolution of inverted_bottleneck and its gradients, for float, 3 x 3 and 5 x 5
-// and channels that are multiples of 16. A block has 32 channels of a tile of pixels: what the tile
-// reads lies in shared memory with its halo, normalised or turned as it is loaded, 128 bytes a
-// pixel. Lane l of each of the 8 warps has channel l, so no two lanes meet in a bank, and a warp
-// goes through the tile in strips of four neighbouring pixels: a row of the window is read once for
-// the four, (4 - 1) stride + R values for 4 R products.
+// The depthwise convolution of inverted_bottleneck and its gradients, for images of float or bf16,
+// 3 x 3 and 5 x 5 and channels that are multiples of 16. A block has 32 channels of a tile of
+// pixels: what the tile reads lies in shared memory with its halo, normalised or turned as it is
+// loaded, 128 bytes a pixel. Lane l of each of the 8 warps has channel l, so no two lanes meet in a
+// bank, and a warp goes through the tile in strips of four neighbouring pixels: a row of the window
+// is read once for the four, (4 - 1) stride + R values for 4 R products.
 namespace cwkernels {
 
 constexpr int kDepthwiseThreads = 256;
@@ -119,15 +119,15 @@ __device__ __forceinline__ void each_strip(const DepthwiseTiles& t, const F& f) 
 }
 
 // This block's tiles, one after another.
-template <class F>
-__device__ __forceinline__ void each_depthwise_tile(const BottleneckShare<float>& share,
+template <class Stored, class F>
+__device__ __forceinline__ void each_depthwise_tile(const BottleneckShare<Stored>& share,
                                                     const DepthwiseTiles& t, const F& f) {
   const Range tiles = share.tiles(t.count);
   for (int64_t tile = tiles.begin; tile < tiles.end; ++tile) f(depthwise_place(t, tile));
 }
 
-template <int kSize>
-__device__ __forceinline__ void load_taps(const BottleneckChoice<float>& choice, int64_t channel,
+template <int kSize, class Stored>
+__device__ __forceinline__ void load_taps(const BottleneckChoice<Stored>& choice, int64_t channel,
                                           float (&taps)[kSize * kSize]) {
   const float* from = choice.weight(1) + channel * kSize * kSize;
 #pragma unroll
@@ -138,9 +138,9 @@ __device__ __forceinline__ void load_taps(const BottleneckChoice<float>& choice,
 
 // R^2 taps and 4 sums in registers. A tile of 8 x 8 outputs of 5 x 5: 2 strips a warp, each of 40
 // reads of shared memory and 100 products.
-template <int kSize, int kStride>
-__device__ __forceinline__ void run_depthwise(const BottleneckShare<float>& share) {
-  const BottleneckChoice<float>& choice = share.choice;
+template <int kSize, int kStride, class Stored>
+__device__ __forceinline__ void run_depthwise(const BottleneckShare<Stored>& share) {
+  const BottleneckChoice<Stored>& choice = share.choice;
   const DepthwiseShared shared;
   const DepthwiseTiles& t = choice.launch.filter_tiles[choice.code - 1];
   const int64_t channels = choice.hidden;
@@ -151,8 +151,8 @@ __device__ __forceinline__ void run_depthwise(const BottleneckShare<float>& shar
   if (exists) load_taps<kSize>(choice, channel, taps);
   const int piece = static_cast<int>(threadIdx.x) % (kDepthwiseChannels / 4) * 4;
   fill_norms(choice, 0, first, kDepthwiseChannels, shared.table);
-  const float* raw = choice.expanded() + first + piece;
-  float* to = choice.filtered() + channel;
+  const Stored* raw = choice.expanded() + first + piece;
+  Stored* to = choice.filtered() + channel;
   const int height = static_cast<int>(choice.output_height);
   const int width = static_cast<int>(choice.output_width);
   Moments<float> all = Moments<float>::nothing();
@@ -195,7 +195,7 @@ __device__ __forceinline__ void run_depthwise(const BottleneckShare<float>& shar
       for (int i = 0; i < kStrip; ++i) {
         if (x + i >= width) continue;
         live |= 1u << i;
-        to[((own * height + y) * width + x + i) * channels] = sums[i];
+        store_stored(to + ((own * height + y) * width + x + i) * channels, sums[i]);
       }
       if (choice.launch.measure) all = all.merged(moments_of(sums, live));
     });
@@ -204,16 +204,16 @@ __device__ __forceinline__ void run_depthwise(const BottleneckShare<float>& shar
   if (!choice.launch.measure) return;
   sync_block();
   const Moments<float> sum = merge_rows(all, shared.merged, kDepthwiseWarps, kWarp);
-  share.leave<Moments<float>>(shared.last, [&](int64_t) { return sum; });
+  share.template leave<Moments<float>>(shared.last, [&](int64_t) { return sum; });
 }
 
 // Grid: (shares, 1, architectures).
-template <int kStride>
+template <class Stored, int kStride>
 __global__ void __launch_bounds__(kDepthwiseThreads, 1)
     bottleneck_depthwise(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
-  const BottleneckChoice<float> choice(launch, blockIdx.z);
-  const BottleneckShare<float> share(choice, 1, kDepthwiseChannels);
+  const BottleneckChoice<Stored> choice(launch, blockIdx.z);
+  const BottleneckShare<Stored> share(choice, 1, kDepthwiseChannels);
   if (!share.works()) return;
   write_statistics_once(choice, 0);
   if (choice.kernel_size == 3) {
@@ -263,9 +263,9 @@ __device__ __forceinline__ void each_window_row(int parity, const F& f) {
 }
 
 // R^2 taps and as many of their gradients in registers: 50 for 5 x 5.
-template <int kSize, int kStride>
-__device__ __forceinline__ void run_depthwise_gradient(const BottleneckShare<float>& share) {
-  const BottleneckChoice<float>& choice = share.choice;
+template <int kSize, int kStride, class Stored>
+__device__ __forceinline__ void run_depthwise_gradient(const BottleneckShare<Stored>& share) {
+  const BottleneckChoice<Stored>& choice = share.choice;
   using Strip = GradientStrip<kSize, kStride>;
   constexpr int kTaps = kSize * kSize, kPad = kSize / 2;
   const DepthwiseShared shared;
@@ -279,10 +279,10 @@ __device__ __forceinline__ void run_depthwise_gradient(const BottleneckShare<flo
   const Norm<float> norm = exists ? choice.norm(0, channel) : Norm<float>{};
   const int piece = static_cast<int>(threadIdx.x) % (kDepthwiseChannels / 4) * 4;
   fill_norm_gradients(choice, 1, first, kDepthwiseChannels, shared.table);
-  const float* gradient = choice.hidden_gradient(1) + first + piece;
-  const float* filtered = choice.filtered() + first + piece;
-  const float* raw = choice.expanded() + channel;
-  float* to = choice.hidden_gradient(0) + channel;
+  const Stored* gradient = choice.hidden_gradient(1) + first + piece;
+  const Stored* filtered = choice.filtered() + first + piece;
+  const Stored* raw = choice.expanded() + channel;
+  Stored* to = choice.hidden_gradient(0) + channel;
   const int height = static_cast<int>(choice.p.height), width = static_cast<int>(choice.p.width);
   Sums<float> all = Sums<float>::nothing();
   each_depthwise_tile(share, t, [&](const DepthwisePlace& at) {
@@ -306,7 +306,7 @@ __device__ __forceinline__ void run_depthwise_gradient(const BottleneckShare<flo
       float own[kStrip], activated[kStrip], sums[kStrip] = {};
 #pragma unroll
       for (int i = 0; i < kStrip; ++i) {
-        own[i] = x + i < width ? raw[begin + i * channels] : 0.0f;
+        own[i] = x + i < width ? load_stored(raw + begin + i * channels) : 0.0f;
         activated[i] = x + i < width ? rectify(norm(own[i])) : 0.0f;
       }
       // Output row 0 of the window's row r is (y + pad - r) / stride.
@@ -323,7 +323,7 @@ __device__ __forceinline__ void run_depthwise_gradient(const BottleneckShare<flo
       for (int i = 0; i < kStrip; ++i) {
         if (x + i >= width) continue;
         const float through = norm(own[i]) > 0 ? sums[i] : 0.0f;
-        to[begin + i * channels] = through;
+        store_stored(to + begin + i * channels, through);
         all.first += through;
         all.second += through * (own[i] - norm.mean);
       }
@@ -348,19 +348,19 @@ __device__ __forceinline__ void run_depthwise_gradient(const BottleneckShare<flo
   }
   auto* merged = reinterpret_cast<Sums<float>*>(shared.merged);
   const Sums<float> sum = merge_rows(all, merged, kDepthwiseWarps, kWarp);
-  share.leave<Sums<float>>(shared.last, [&](int64_t) { return sum; });
+  share.template leave<Sums<float>>(shared.last, [&](int64_t) { return sum; });
 }
 static_assert(25 * kDepthwiseThreads <= kDepthwiseSource * kDepthwiseChannels,
               "the taps' gradients are merged in the source's place");
 
 // To the gradient before the first rectifier, the sums of the first batch norm and the partial
 // gradients of the taps, one part a block. Grid: (shares, 1, architectures).
-template <int kStride>
+template <class Stored, int kStride>
 __global__ void __launch_bounds__(kDepthwiseThreads, 1)
     bottleneck_depthwise_gradient(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
-  const BottleneckChoice<float> choice(launch, blockIdx.z);
-  const BottleneckShare<float> share(choice, 0, kDepthwiseChannels);
+  const BottleneckChoice<Stored> choice(launch, blockIdx.z);
+  const BottleneckShare<Stored> share(choice, 0, kDepthwiseChannels);
   if (!share.works()) return;
   if (choice.kernel_size == 3) {
     run_depthwise_gradient<3, kStride>(share);

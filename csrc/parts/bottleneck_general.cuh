@@ -18,8 +18,8 @@ static_assert(kGeneralTile == kWarp);
 static_assert(kGeneralThreads == kGeneralRows * kWarp);
 
 // The pixel tiles of this block.
-template <class T>
-__device__ Range general_tiles(const BottleneckShare<T>& share) {
+template <class Stored>
+__device__ Range general_tiles(const BottleneckShare<Stored>& share) {
   return share.tiles(ceil_div(share.choice.pixels(share.place), kGeneralTile));
 }
 
@@ -96,7 +96,8 @@ struct GeneralMoments {
     own = own.merged(moments_of(values, live));
   }
   // By all threads of the block, once.
-  __device__ void leave(const BottleneckShare<T>& share, const GeneralShared<T>& shared) {
+  template <class Stored>
+  __device__ void leave(const BottleneckShare<Stored>& share, const GeneralShared<T>& shared) {
     const Moments<T> all = merge_rows(own, shared.moments, kGeneralRows, kWarp);
     share.template leave<Moments<T>>(shared.last, [&](int64_t) { return all; });
   }
@@ -115,22 +116,23 @@ __device__ unsigned each_pixel(Range pixels, const F& f) {
   return live;
 }
 
-template <class T>
-__device__ T residual_of(const BottleneckChoice<T>& choice, int64_t at) {
-  return choice.passes_input() ? choice.input()[at] : T(0);
+template <class Stored>
+__device__ Computed<Stored> residual_of(const BottleneckChoice<Stored>& choice, int64_t at) {
+  return choice.passes_input() ? load_stored(choice.input() + at) : Computed<Stored>(0);
 }
 
 // A pointwise convolution's tiles, from an operand of pixels.
-template <class T, class Source>
-__device__ void run_pointwise(const BottleneckShare<T>& share, const Source& source) {
+template <class Stored, class Source>
+__device__ void run_pointwise(const BottleneckShare<Stored>& share, const Source& source) {
+  using T = Computed<Stored>;
   const GeneralShared<T> shared;
-  const BottleneckChoice<T>& choice = share.choice;
+  const BottleneckChoice<Stored>& choice = share.choice;
   const int place = share.place;
   const int64_t channels = choice.channels(place), depth = choice.depth(place);
   const int64_t first = share.first_channel(), channel = first + lane();
   const T* weight = choice.weight(place);
   const auto weights = [=](int64_t d) { return [=](int64_t j) { return weight[j * depth + d]; }; };
-  T* raw = choice.raw(place);
+  Stored* raw = choice.raw(place);
   // By known statistics the last convolution's result is finished here.
   const bool finish = place == 2 && !choice.p.training && channel < channels;
   const Norm<T> norm = finish ? choice.norm(2, channel) : Norm<T>{};
@@ -144,8 +146,8 @@ __device__ void run_pointwise(const BottleneckShare<T>& share, const Source& sou
     if (channel >= channels) continue;
     const unsigned live = each_pixel(pixels, [&](int64_t pixel, int v) {
       const int64_t at = pixel * channels + channel;
-      raw[at] = sums[v];
-      if (finish) choice.output()[at] = norm(sums[v]) + residual_of(choice, at);
+      store_stored(raw + at, sums[v]);
+      if (finish) store_stored(choice.output() + at, norm(sums[v]) + residual_of(choice, at));
     });
     moments.add(sums, live);
   }
@@ -154,23 +156,23 @@ __device__ void run_pointwise(const BottleneckShare<T>& share, const Source& sou
 }
 
 // Grid: (shares, 1, architectures). Places 0 and 2.
-template <class T, int kPlace>
+template <class Stored, int kPlace>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_pointwise_general(const __grid_constant__ BottleneckLaunch launch) {
   wait_for_previous();
-  const BottleneckChoice<T> choice(launch, blockIdx.z);
-  const BottleneckShare<T> share(choice, kPlace, kGeneralTile);
+  const BottleneckChoice<Stored> choice(launch, blockIdx.z);
+  const BottleneckShare<Stored> share(choice, kPlace, kGeneralTile);
   if (!share.works()) return;
-  const T* input = choice.input();
+  const Stored* input = choice.input();
   const int64_t pitch = choice.p.input_channels;
   if (kPlace == 0) {
     run_pointwise(share, [=](int64_t channel) {
-      return [=](int64_t pixel) { return input[pixel * pitch + channel]; };
+      return [=](int64_t pixel) { return load_stored(input + pixel * pitch + channel); };
     });
   } else if (choice.code == 0) {
     run_pointwise(share, [=, &choice](int64_t channel) {
       return [=, &choice](int64_t pixel) {
-        return input[choice.strided_pixel(pixel) * pitch + channel];
+        return load_stored(input + choice.strided_pixel(pixel) * pitch + channel);
       };
     });
   } else {
@@ -180,9 +182,9 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
 }
 
 // The sum over the taps around an output pixel.
-template <class T, class Column>
-__device__ T filter_pixel(const BottleneckChoice<T>& choice, const T* taps, const Column& column,
-                          int64_t pixel) {
+template <class T, class Stored, class Column>
+__device__ T filter_pixel(const BottleneckChoice<Stored>& choice, const T* taps,
+                          const Column& column, int64_t pixel) {
   const int64_t size = choice.kernel_size, width = choice.p.width, height = choice.p.height;
   const int64_t image = pixel / (choice.output_width * choice.output_height);
   const int64_t top =
@@ -200,12 +202,13 @@ __device__ T filter_pixel(const BottleneckChoice<T>& choice, const T* taps, cons
 }
 
 // Grid: (shares, 1, architectures).
-template <class T>
+template <class Stored>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_depthwise_general(const __grid_constant__ BottleneckLaunch launch) {
+  using T = Computed<Stored>;
   wait_for_previous();
-  const BottleneckChoice<T> choice(launch, blockIdx.z);
-  const BottleneckShare<T> share(choice, 1, kGeneralTile);
+  const BottleneckChoice<Stored> choice(launch, blockIdx.z);
+  const BottleneckShare<Stored> share(choice, 1, kGeneralTile);
   if (!share.works()) return;
   write_statistics_once(choice, 0);
   const GeneralShared<T> shared;
@@ -220,7 +223,7 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
       const Range pixels{t * kGeneralTile, choice.output_pixels};
       const unsigned live = each_pixel(pixels, [&](int64_t pixel, int v) {
         sums[v] = filter_pixel(choice, taps, column, pixel);
-        choice.filtered()[pixel * channels + channel] = sums[v];
+        store_stored(choice.filtered() + pixel * channels + channel, sums[v]);
       });
       moments.add(sums, live);
     }
@@ -232,12 +235,13 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
 // What the last convolution's epilogue could not do: its batch norm by the statistics that it
 // measured itself, with the residual; and where nothing runs, the input or zeros. Grid: (blocks,
 // runs of channels, architectures).
-template <class T>
+template <class Stored>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_finish(const __grid_constant__ BottleneckLaunch launch) {
+  using T = Computed<Stored>;
   wait_for_previous();
   allow_next();
-  const BottleneckChoice<T> choice(launch, blockIdx.z);
+  const BottleneckChoice<Stored> choice(launch, blockIdx.z);
   const int64_t channels = choice.p.output_channels;
   const int64_t channel = static_cast<int64_t>(blockIdx.y) * kGeneralTile + lane();
   const bool copies = !choice.runs(2);
@@ -245,14 +249,14 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
   if (!copies) write_statistics_once(choice, 2);
   if (channel >= channels) return;
   const Norm<T> norm = copies ? Norm<T>{} : choice.norm(2, channel);
-  const T* raw = copies ? nullptr : choice.projected();
+  const Stored* raw = copies ? nullptr : choice.projected();
   const int64_t step = static_cast<int64_t>(gridDim.x) * kGeneralTile;
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * kGeneralTile;
        first < choice.output_pixels; first += step) {
     each_pixel({first, choice.output_pixels}, [&](int64_t pixel, int) {
       const int64_t at = pixel * channels + channel;
       const T passed = residual_of(choice, at);
-      choice.output()[at] = copies ? passed : norm(raw[at]) + passed;
+      store_stored(choice.output() + at, copies ? passed : norm(load_stored(raw + at)) + passed);
     });
   }
 }

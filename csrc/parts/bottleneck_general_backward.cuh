@@ -17,7 +17,8 @@ struct GeneralSums {
     own.second += gradient * apart;
   }
   // By all threads of the block, once.
-  __device__ void leave(const BottleneckShare<T>& share, const GeneralShared<T>& shared) {
+  template <class Stored>
+  __device__ void leave(const BottleneckShare<Stored>& share, const GeneralShared<T>& shared) {
     const Sums<T> all =
         merge_rows(own, reinterpret_cast<Sums<T>*>(shared.moments), kGeneralRows, kWarp);
     share.template leave<Sums<T>>(shared.last, [&](int64_t) { return all; });
@@ -25,25 +26,26 @@ struct GeneralSums {
 };
 
 // The sums of the last batch norm, from the output's gradient. Grid: (shares, 1, architectures).
-template <class T>
+template <class Stored>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_output_sums(const __grid_constant__ BottleneckLaunch launch) {
+  using T = Computed<Stored>;
   wait_for_previous();
-  const BottleneckChoice<T> choice(launch, blockIdx.z);
-  const BottleneckShare<T> share(choice, 2, kGeneralTile);
+  const BottleneckChoice<Stored> choice(launch, blockIdx.z);
+  const BottleneckShare<Stored> share(choice, 2, kGeneralTile);
   if (!share.works()) return;
   const GeneralShared<T> shared;
   const int64_t channels = choice.p.output_channels, channel = share.first_channel() + lane();
   GeneralSums<T> sums;
   if (channel < channels) {
-    const T* gradient = choice.grad_output();
-    const T* raw = choice.projected();
+    const Stored* gradient = choice.grad_output();
+    const Stored* raw = choice.projected();
     const T mean = choice.mean(2)[channel];
     const Range tiles = general_tiles(share);
     for (int64_t t = tiles.begin; t < tiles.end; ++t) {
       each_pixel({t * kGeneralTile, choice.output_pixels}, [&](int64_t pixel, int) {
         const int64_t at = pixel * channels + channel;
-        sums.add(gradient[at], raw[at] - mean);
+        sums.add(load_stored(gradient + at), load_stored(raw + at) - mean);
       });
     }
   }
@@ -52,15 +54,17 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
 }
 
 // The gradient of one value before the rectifier of place 0 or 1, stored and summed.
-template <class T>
+template <class Stored>
 struct GeneralRectified {
-  const T* raw;
-  T* gradient;
+  using T = Computed<Stored>;
+
+  const Stored* raw;
+  Stored* gradient;
   Norm<T> norm;
   int64_t channels, channel;
   GeneralSums<T> sums;
 
-  __device__ GeneralRectified(const BottleneckChoice<T>& choice, int place, int64_t of)
+  __device__ GeneralRectified(const BottleneckChoice<Stored>& choice, int place, int64_t of)
       : raw(choice.raw(place)),
         gradient(choice.hidden_gradient(place)),
         norm(choice.norm(place, of)),
@@ -69,20 +73,21 @@ struct GeneralRectified {
 
   __device__ void store(int64_t pixel, T value) {
     const int64_t at = pixel * channels + channel;
-    const T own = raw[at], through = norm(own) > T(0) ? value : T(0);
-    gradient[at] = through;
+    const T own = load_stored(raw + at), through = norm(own) > T(0) ? value : T(0);
+    store_stored(gradient + at, through);
     sums.add(through, own - norm.mean);
   }
 };
 
 // From the output's gradient through the project convolution, to the gradient before the second
 // rectifier. Grid: (shares, 1, architectures).
-template <class T>
+template <class Stored>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_project_gradient_general(const __grid_constant__ BottleneckLaunch launch) {
+  using T = Computed<Stored>;
   wait_for_previous();
-  const BottleneckChoice<T> choice(launch, blockIdx.z);
-  const BottleneckShare<T> share(choice, 1, kGeneralTile);
+  const BottleneckChoice<Stored> choice(launch, blockIdx.z);
+  const BottleneckShare<Stored> share(choice, 1, kGeneralTile);
   if (!share.works()) return;
   const GeneralShared<T> shared;
   const int64_t channels = choice.hidden;
@@ -92,7 +97,7 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
     return [=](int64_t d) { return weight[d * channels + j]; };
   };
   const auto source = choice.raw_gradient(2);
-  GeneralRectified<T> to(choice, 1, channel < channels ? channel : first);
+  GeneralRectified<Stored> to(choice, 1, channel < channels ? channel : first);
   const Range tiles = general_tiles(share);
   for (int64_t t = tiles.begin; t < tiles.end; ++t) {
     const Range pixels{t * kGeneralTile, choice.output_pixels};
@@ -107,9 +112,9 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
 }
 
 // The sum over the taps by which an input pixel was read.
-template <class T, class Column>
-__device__ T spread_pixel(const BottleneckChoice<T>& choice, const T* taps, const Column& column,
-                          int64_t pixel) {
+template <class T, class Stored, class Column>
+__device__ T spread_pixel(const BottleneckChoice<Stored>& choice, const T* taps,
+                          const Column& column, int64_t pixel) {
   const int64_t size = choice.kernel_size, stride = choice.p.stride;
   const int64_t image = pixel / (choice.p.width * choice.p.height);
   const int64_t bottom = pixel / choice.p.width % choice.p.height + size / 2;
@@ -129,17 +134,18 @@ __device__ T spread_pixel(const BottleneckChoice<T>& choice, const T* taps, cons
 
 // Through the depthwise convolution, to the gradient before the first rectifier. Grid: (shares, 1,
 // architectures).
-template <class T>
+template <class Stored>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_depthwise_gradient_general(const __grid_constant__ BottleneckLaunch launch) {
+  using T = Computed<Stored>;
   wait_for_previous();
-  const BottleneckChoice<T> choice(launch, blockIdx.z);
-  const BottleneckShare<T> share(choice, 0, kGeneralTile);
+  const BottleneckChoice<Stored> choice(launch, blockIdx.z);
+  const BottleneckShare<Stored> share(choice, 0, kGeneralTile);
   if (!share.works()) return;
   const GeneralShared<T> shared;
   const int64_t channel = share.first_channel() + lane();
   const bool live = channel < choice.hidden;
-  GeneralRectified<T> to(choice, 0, live ? channel : 0);
+  GeneralRectified<Stored> to(choice, 0, live ? channel : 0);
   if (live) {
     const auto column = choice.raw_gradient(1)(channel);
     const T* taps = choice.weight(1) + channel * choice.depth(1);
@@ -156,9 +162,9 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
 
 // The gradient of a tile of input pixels by one architecture, added to that of those before it
 // where all share the images.
-template <class T>
-__device__ void input_gradient_tile(const BottleneckChoice<T>& choice, Range pixels, int64_t first,
-                                    const GeneralShared<T>& shared) {
+template <class T, class Stored>
+__device__ void input_gradient_tile(const BottleneckChoice<Stored>& choice, Range pixels,
+                                    int64_t first, const GeneralShared<T>& shared) {
   const int64_t channels = choice.p.input_channels, channel = first + lane();
   T sums[kGeneralValues] = {};
   if (choice.runs(2)) {
@@ -187,18 +193,19 @@ __device__ void input_gradient_tile(const BottleneckChoice<T>& choice, Range pix
   const bool add = choice.index > 0 && choice.p.input_architecture_stride == 0;
   each_pixel(pixels, [&](int64_t pixel, int v) {
     const int64_t at = pixel * channels + channel;
-    const T own = through ? sums[v] + choice.grad_output()[at] : sums[v];
-    T* to = choice.grad_input() + at;
-    *to = add ? *to + own : own;
+    const T own = through ? sums[v] + load_stored(choice.grad_output() + at) : sums[v];
+    Stored* to = choice.grad_input() + at;
+    store_stored(to, add ? load_stored(to) + own : own);
   });
 }
 
 // Through the expand convolution or an identity to the gradient of the images. Grid: (blocks, runs
 // of input channels, architectures), or 1 for all architectures that share the images, one after
 // another by the same thread.
-template <class T>
+template <class Stored>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_input_gradient_general(const __grid_constant__ BottleneckLaunch launch) {
+  using T = Computed<Stored>;
   wait_for_previous();
   allow_next();
   const GeneralShared<T> shared;
@@ -206,7 +213,7 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
   const int each = launch.call.input_architecture_stride == 0 ? launch.count : 1;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kGeneralTile;
   for (int a = 0; a < each; ++a) {
-    const BottleneckChoice<T> choice(launch, static_cast<int64_t>(blockIdx.z) * each + a);
+    const BottleneckChoice<Stored> choice(launch, static_cast<int64_t>(blockIdx.z) * each + a);
     for (int64_t first = static_cast<int64_t>(blockIdx.x) * kGeneralTile;
          first < choice.input_pixels; first += step) {
       input_gradient_tile(choice, {first, choice.input_pixels}, first_channel, shared);
@@ -217,8 +224,8 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
 // --- Weights -------------------------------------------------------------------------------------
 
 // A tile of a pointwise convolution's weights: channels that it gives x channels that it reads.
-template <class T, class Source>
-__device__ void pointwise_weight_tile(const BottleneckChoice<T>& choice, int place,
+template <class T, class Stored, class Source>
+__device__ void pointwise_weight_tile(const BottleneckChoice<Stored>& choice, int place,
                                       const Source& source, Range rows, Range columns, Range pixels,
                                       T* to) {
   const GeneralShared<T> shared;
@@ -231,8 +238,8 @@ __device__ void pointwise_weight_tile(const BottleneckChoice<T>& choice, int pla
 }
 
 // The taps of 32 channels, a warp each for one tap after another.
-template <class T>
-__device__ void depthwise_weight_tile(const BottleneckChoice<T>& choice, Range channels,
+template <class T, class Stored>
+__device__ void depthwise_weight_tile(const BottleneckChoice<Stored>& choice, Range channels,
                                       Range pixels, T* to) {
   const int64_t channel = channels.begin + lane(), size = choice.kernel_size;
   if (channel >= channels.end) return;
@@ -253,12 +260,13 @@ __device__ void depthwise_weight_tile(const BottleneckChoice<T>& choice, Range c
 }
 
 // Partial gradients of all weights. Grid: (tiles x parts, places, architectures).
-template <class T>
+template <class Stored>
 __global__ void __launch_bounds__(kGeneralThreads, 1)
     bottleneck_weight_gradients_general(const __grid_constant__ BottleneckLaunch launch) {
+  using T = Computed<Stored>;
   wait_for_previous();
   allow_next();
-  const BottleneckChoice<T> choice(launch, blockIdx.z);
+  const BottleneckChoice<Stored> choice(launch, blockIdx.z);
   const int place = static_cast<int>(blockIdx.y);
   if (!choice.runs(place)) return;
   const int64_t across = place == 1 ? 1 : ceil_div(choice.depth(place), kGeneralTile);
@@ -270,7 +278,7 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
   const Range rows{tile / across * kGeneralTile, choice.channels(place)};
   const Range columns{tile % across * kGeneralTile, choice.depth(place)};
   T* to = choice.weight_partial(place, part);
-  const T* input = choice.input();
+  const Stored* input = choice.input();
   const int64_t pitch = choice.p.input_channels;
   if (place == 1) {
     depthwise_weight_tile(choice, rows, own, to);
@@ -280,7 +288,8 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
     const bool strided = place == 2;
     const auto source = [=, &choice](int64_t channel) {
       return [=, &choice](int64_t pixel) {
-        return input[(strided ? choice.strided_pixel(pixel) : pixel) * pitch + channel];
+        const int64_t from = strided ? choice.strided_pixel(pixel) : pixel;
+        return load_stored(input + from * pitch + channel);
       };
     };
     pointwise_weight_tile(choice, place, source, rows, columns, own, to);

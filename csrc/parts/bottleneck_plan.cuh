@@ -35,7 +35,7 @@ class Cutter {
   int64_t used_ = 0;
 };
 
-// Whether the kernels for float, wide loads and matrix units run a call.
+// Whether the kernels for wide loads and matrix units, of float or bf16, run a call.
 inline bool bottleneck_is_fast(const InvertedBottleneckParams& p) {
   bool fits = !p.double_precision && p.input_channels % 16 == 0 && p.output_channels % 16 == 0;
   for (int i = 0; i < 2; ++i) {
@@ -48,7 +48,7 @@ inline bool bottleneck_is_fast(const InvertedBottleneckParams& p) {
          starts_wide(p.grad_output) && starts_wide(p.grad_input);
 }
 
-template <class T>
+template <class Stored>
 class BottleneckPlan {
  public:
   explicit BottleneckPlan(const InvertedBottleneckParams& params)
@@ -64,7 +64,7 @@ class BottleneckPlan {
   }
 
   // What an architecture with a code runs, as far as sizes go.
-  static BottleneckChoice<T> choice_of(const BottleneckLaunch& launch, int32_t code) {
+  static BottleneckChoice<Stored> choice_of(const BottleneckLaunch& launch, int32_t code) {
     BottleneckPick pick{};
     pick.code = code;
     return {launch, pick, 0};
@@ -98,13 +98,14 @@ class BottleneckPlan {
   }
 
   // Tiles of `tile` channels squared of a place's weights, or of so many channels' taps.
-  static int64_t weight_tiles(const BottleneckChoice<T>& choice, int place, int64_t tile) {
+  static int64_t weight_tiles(const BottleneckChoice<Stored>& choice, int place, int64_t tile) {
     const int64_t across = place == 1 ? 1 : ceil_div(choice.depth(place), tile);
     return across * ceil_div(choice.channels(place), tile);
   }
 
  private:
-  static constexpr int64_t size() { return static_cast<int64_t>(sizeof(T)); }
+  using T = Computed<Stored>;
+  static constexpr int64_t kStoredBytes = sizeof(Stored), kComputedBytes = sizeof(T);
 
   // How wide the runs of channels are that blocks sum, by the kernel that leaves the sums of a
   // place, and how images are cut for the depthwise convolution.
@@ -128,7 +129,7 @@ class BottleneckPlan {
   }
 
   // Pixel tiles of the kernel that leaves the sums of a place.
-  int64_t tiles(const BottleneckChoice<T>& choice, int place) const {
+  int64_t tiles(const BottleneckChoice<Stored>& choice, int place) const {
     const bool backward = launch_.call.grad_output != nullptr;
     if (!fast_ || (backward && place == 2)) return ceil_div(choice.pixels(place), kGeneralTile);
     if (place == (backward ? 0 : 1)) {
@@ -136,20 +137,20 @@ class BottleneckPlan {
     }
     return ceil_div(choice.pixels(place), kProductPixels);
   }
-  int64_t runs(const BottleneckChoice<T>& choice, int place) const {
+  int64_t runs(const BottleneckChoice<Stored>& choice, int place) const {
     return ceil_div(choice.channels(place), launch_.run[place]);
   }
-  int64_t blocks(const BottleneckChoice<T>& choice, int place) const {
+  int64_t blocks(const BottleneckChoice<Stored>& choice, int place) const {
     return sum_blocks(processors_, runs(choice, place), tiles(choice, place));
   }
-  int64_t weight_parts(const BottleneckChoice<T>& choice, int place) const {
+  int64_t weight_parts(const BottleneckChoice<Stored>& choice, int place) const {
     if (fast_ && place == 1) return blocks(choice, 0);
     const int64_t tiles = weight_tiles(choice, place, fast_ ? kWeightTile : kGeneralTile);
     return sum_blocks(processors_, tiles, ceil_div(choice.pixels(place), kWeightPixels));
   }
 
   // Cuts the pixels of a choice's place, and makes the scratch of an architecture large enough.
-  void fit(const BottleneckChoice<T>& choice, int place) {
+  void fit(const BottleneckChoice<Stored>& choice, int place) {
     if (!choice.runs(place)) return;
     launch_.blocks[choice.code][place] = static_cast<int32_t>(blocks(choice, place));
     launch_.weight_parts[choice.code][place] = static_cast<int32_t>(weight_parts(choice, place));
@@ -167,12 +168,12 @@ class BottleneckPlan {
 
   void take_scratch() {
     const InvertedBottleneckParams& p = launch_.call;
-    const BottleneckChoice<T> any = choice_of(launch_, 0);
-    const int64_t expanded = any.input_pixels * any.widest() * size();
-    const int64_t filtered = any.output_pixels * any.widest() * size();
+    const BottleneckChoice<Stored> any = choice_of(launch_, 0);
+    const int64_t expanded = any.input_pixels * any.widest() * kStoredBytes;
+    const int64_t filtered = any.output_pixels * any.widest() * kStoredBytes;
     const bool backward = p.grad_output != nullptr;
     const bool computed = p.recompute || (!backward && !p.kept);
-    const int64_t weights = backward ? 3 * launch_.weight_elements * size() : 0;
+    const int64_t weights = backward ? 3 * launch_.weight_elements * kComputedBytes : 0;
     const int64_t each =
         (expanded + filtered) * (computed + backward) + 3 * launch_.partial_bytes + weights;
     group_ =

@@ -2,16 +2,16 @@
 #include "bottleneck.cuh"
 #include "tile.cuh"
 
-// Products of inverted_bottleneck's pointwise convolutions by matrix units, for float and channels
-// that are multiples of 16: a tile of pixels times a tile of outputs. What a kernel does to a pixel
-// as it reads it is its source, and where results go is its epilogue.
+// Products of inverted_bottleneck's pointwise convolutions by matrix units, for images of float or
+// bf16 and channels that are multiples of 16: a tile of pixels times a tile of outputs. What a
+// kernel does to a pixel as it reads it is its source, and where results go is its epilogue.
 namespace cwkernels {
 
 // 128 pixels x 64 outputs by 8 warps of 32 x 32, 32 channels at a time. A chunk of the source is
 // 128 rows of 36 floats, 18 KB, one of the weights 64 of 36 or, transposed, 32 of 72, 9 KB. 24 KB
-// are read, twice the source of a gradient, for 256 mma of 1,024 products: 21 flop a byte. A thread
-// holds 32 sums and loads 16 floats of the source (32 of a gradient), then 8 of the weights, at
-// once.
+// are read, twice the source of a gradient, for 256 mma of 1,024 products: 21 flop a byte, and 32
+// where the source lies as bf16, 8 KB of it. A thread holds 32 sums and loads 16 values of the
+// source (32 of a gradient), then 8 of the weights, at once.
 using BottleneckSplit = TileSplit<4, 2, 2, 4, 32>;
 constexpr int kProductPixels = BottleneckSplit::kPixels;
 constexpr int kProductOutputs = BottleneckSplit::kOutputs;
@@ -79,9 +79,9 @@ static_assert(kProductResident<Tf32> * kProductThreads * 128 == 65536);
 // thread there is none to spare for their upper halves.
 
 // The images, or the pixels of them that a strided projection reads.
-template <bool kStrided>
+template <class Stored, bool kStrided>
 struct ImageSource {
-  const BottleneckChoice<float>& choice;
+  const BottleneckChoice<Stored>& choice;
   using Raw = Four;
 
   __device__ Raw fetch(int64_t pixel, int channel) const {
@@ -92,8 +92,9 @@ struct ImageSource {
 };
 
 // What a batch norm gives, rectified; `table` is shared: [3][table_width] coefficients.
+template <class Stored>
 struct ActivatedSource {
-  const float* raw;
+  const Stored* raw;
   int width;
   const float* table;
   int table_width;
@@ -109,10 +110,10 @@ struct ActivatedSource {
 
 // The gradient of a batch norm's raw input; `table` is shared: [4][table_width]. kReading: of the
 // output pixel that read an input pixel by a strided projection, zeros where none did.
-template <bool kReading>
+template <class Stored, bool kReading>
 struct GradientSource {
-  const BottleneckChoice<float>& choice;
-  const float *gradient, *raw;
+  const BottleneckChoice<Stored>& choice;
+  const Stored *gradient, *raw;
   int width;
   const float* table;
   int table_width;
@@ -121,8 +122,8 @@ struct GradientSource {
     bool live;
   };
 
-  __device__ GradientSource(const BottleneckChoice<float>& of, int place, const float* coefficients,
-                            int coefficients_width)
+  __device__ GradientSource(const BottleneckChoice<Stored>& of, int place,
+                            const float* coefficients, int coefficients_width)
       : choice(of),
         gradient(of.output_gradient(place)),
         raw(of.raw(place)),
@@ -164,8 +165,8 @@ struct ProductTile {
 // kBatch times four neighbours of the rows and columns from (0, 0) of a chunk on, kPieces in a row:
 // fetched all at once by fetch(row, column), then finish(raw, column) to shared memory, rows of
 // kStride floats. Of a gradient two at once where two blocks share a processor's registers: four of
-// 9 words beside 32 sums spill. Two are 32 KB under way on a processor, and 3 TB/s of an H100 times
-// 600 ns are 14 KB.
+// 9 words beside 32 sums spill. Two are 32 KB under way on a processor, 16 KB of bf16, and 3 TB/s
+// of an H100 times 600 ns are 14 KB.
 template <class Precision, class Raw, int kPieces, int kBatch, int kStride, class Fetch,
           class Finish>
 __device__ __forceinline__ void load_chunk(const Fetch& fetch, const Finish& finish, float* to) {
@@ -389,8 +390,8 @@ __device__ __forceinline__ Sums<float> shuffled(const Sums<float>& own, int othe
 
 // Merges what the lanes of a column have, then the warps, and leaves it as the block's partial
 // result. By all threads, once.
-template <class Value, class Columns>
-__device__ __forceinline__ void leave_columns(const BottleneckShare<float>& share,
+template <class Value, class Stored, class Columns>
+__device__ __forceinline__ void leave_columns(const BottleneckShare<Stored>& share,
                                               const Columns& own, const ProductShared& shared) {
   auto* merged = reinterpret_cast<Value*>(shared.merged);
   const int warp = static_cast<int>(threadIdx.x) / kWarp % BottleneckSplit::kWarpsM;
@@ -403,7 +404,7 @@ __device__ __forceinline__ void leave_columns(const BottleneckShare<float>& shar
     if (lane() < 4) merged[warp * kProductOutputs + column] = value;
   }
   sync_block();
-  share.leave<Value>(shared.last, [&](int64_t column) {
+  share.template leave<Value>(shared.last, [&](int64_t column) {
     Value value = merged[column];
     for (int w = 1; w < BottleneckSplit::kWarpsM; ++w) {
       value = value.merged(merged[w * kProductOutputs + column]);

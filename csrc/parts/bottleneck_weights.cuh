@@ -80,14 +80,14 @@ struct WeightPart {
   int64_t begin, end, part;
 };
 
-template <class Precision, class Source>
-__device__ __forceinline__ void run_weights(const BottleneckChoice<float>& choice, int place,
+template <class Precision, class Source, class Stored = typename Precision::Stored>
+__device__ __forceinline__ void run_weights(const BottleneckChoice<Stored>& choice, int place,
                                             const Source& source, const WeightPart& own,
                                             const WeightShared& shared) {
   const int rows = static_cast<int>(choice.channels(place));
   const int columns = static_cast<int>(choice.depth(place));
   fill_norm_gradients(choice, place, own.row, kWeightTile, shared.gradient_table);
-  const GradientSource<false> gradient(choice, place, shared.gradient_table, kWeightTile);
+  const GradientSource<Stored, false> gradient(choice, place, shared.gradient_table, kWeightTile);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int row = warp % kWeightWarpsM * (kWeightM * kMmaRows);
   const int column = warp / kWeightWarpsM * (kWeightN * kMmaColumns);
@@ -121,9 +121,10 @@ __device__ __forceinline__ void run_weights(const BottleneckChoice<float>& choic
 template <class Precision>
 __global__ void __launch_bounds__(kProductThreads, kProductResident<Precision>)
     bottleneck_weight_gradients(const __grid_constant__ BottleneckLaunch launch) {
+  using Stored = typename Precision::Stored;
   wait_for_previous();
   allow_next();
-  const BottleneckChoice<float> choice(launch, blockIdx.z);
+  const BottleneckChoice<Stored> choice(launch, blockIdx.z);
   const int place = blockIdx.y == 0 ? 0 : 2;
   if (!choice.runs(place)) return;
   const int across = static_cast<int>(ceil_div(choice.depth(place), kWeightTile));
@@ -136,15 +137,16 @@ __global__ void __launch_bounds__(kProductThreads, kProductResident<Precision>)
                        pixels * part / parts, pixels * (part + 1) / parts, part};
   const WeightShared shared;
   if (place == 0) {
-    run_weights<Precision>(choice, place, ImageSource<false>{choice}, own, shared);
+    run_weights<Precision>(choice, place, ImageSource<Stored, false>{choice}, own, shared);
   } else if (choice.code == 0) {
-    run_weights<Precision>(choice, place, ImageSource<true>{choice}, own, shared);
+    run_weights<Precision>(choice, place, ImageSource<Stored, true>{choice}, own, shared);
   } else {
     fill_norms(choice, 1, own.column, kWeightTile, shared.source_table);
-    run_weights<Precision>(choice, place,
-                           ActivatedSource{choice.filtered(), static_cast<int>(choice.hidden),
-                                           shared.source_table, kWeightTile},
-                           own, shared);
+    run_weights<Precision>(
+        choice, place,
+        ActivatedSource<Stored>{choice.filtered(), static_cast<int>(choice.hidden),
+                                shared.source_table, kWeightTile},
+        own, shared);
   }
 }
 

@@ -1,7 +1,20 @@
 #pragma once
-#include <cstdint>
+#include "portable.cuh"
 
 namespace cwkernels {
+
+// A type as an argument.
+template <class T>
+struct Of {
+  using Type = T;
+};
+
+// f(Of<Stored>{}) for what the activations of a call are stored in.
+template <class Params, class F>
+auto with_stored(const Params& p, const F& f) {
+  if (p.double_precision) return f(Of<double>{});
+  return p.bf16_images ? f(Of<bf16>{}) : f(Of<float>{});
+}
 
 // Shares out `count` targets to the collector of their dtype, by add(collector, i) in order, and
 // launches what each has collected; returns the first cudaError_t that is one. `targets` say

@@ -1,5 +1,6 @@
 #pragma once
 #include "cell_choice.cuh"
+#include "lanes.cuh"
 #include "normalize.cuh"
 #include "reduce.cuh"
 
@@ -19,12 +20,16 @@ struct CellJob {
 };
 static_assert(kCellMost <= 8 * sizeof(CellJob::readers));
 
-template <class T>
+// `Stored` is what images are in memory, raw outputs and gradients too; all else, what is computed
+// and weights and statistics, is a T.
+template <class Stored>
 struct CellLaunch {
+  using T = Computed<Stored>;
+
   NB201CellParams p;
   Partials<Moments<T>> moments[kCellNodes];  // of what leaves a node; of the output
   Partials<Sums<T>> sums[kCellNodes];        // backward, of what enters a node
-  T* scratch;                                // images [N, H, W, C] that are not kept
+  Stored* scratch;                           // images [N, H, W, C] that are not kept
   int64_t first;                             // of the call's architectures, that of slot 0
   int64_t blocks;                            // of an architecture, of those that share out pixels
   int node;
@@ -43,8 +48,8 @@ struct CellLaunch {
   }
   __host__ __device__ int64_t pixels() const { return p.images * p.height * p.width; }
   __host__ __device__ int64_t size() const { return pixels() * p.channels; }
-  __device__ T* at(int32_t place) const {
-    return place >= 0 ? static_cast<T*>(p.kept) + place * size()
+  __device__ Stored* at(int32_t place) const {
+    return place >= 0 ? static_cast<Stored*>(p.kept) + place * size()
                       : scratch + (kNowhere - 1 - place) * size();
   }
 };
@@ -58,30 +63,32 @@ struct CellPixel {
 
 // One architecture's cell in a launch. Everything that a block knows of its architecture comes from
 // the constructor.
-template <class T>
+template <class Stored>
 class CellOf {
  public:
-  __device__ CellOf(const CellLaunch<T>& launch, int slot)
+  using T = Computed<Stored>;
+
+  __device__ CellOf(const CellLaunch<Stored>& launch, int slot)
       : l(launch), own(launch.architecture(slot)), slot(slot), a(launch.first + slot) {}
 
-  const CellLaunch<T>& l;
+  const CellLaunch<Stored>& l;
   const CellArchitecture& own;
   int slot;
   int64_t a;
 
   __device__ const CellChoice& edge(int e) const { return own.edges[e]; }
-  __device__ const T* input() const {
-    return static_cast<const T*>(l.p.input) + (l.p.shared ? 0 : a * l.size());
+  __device__ const Stored* input() const {
+    return static_cast<const Stored*>(l.p.input) + (l.p.shared ? 0 : a * l.size());
   }
-  __device__ T* output() const { return static_cast<T*>(l.p.output) + a * l.size(); }
-  __device__ T* raw(int e) const { return l.at(own.edges[e].raw); }
+  __device__ Stored* output() const { return static_cast<Stored*>(l.p.output) + a * l.size(); }
+  __device__ Stored* raw(int e) const { return l.at(own.edges[e].raw); }
   // Where the value of a node can be read, once it is stored.
-  __device__ const T* node(int n) const {
+  __device__ const Stored* node(int n) const {
     const int origin = own.origins[n];
     return origin == 0 ? input() : l.at(own.nodes[origin]);
   }
   // Where a node's value goes.
-  __device__ T* stored(int n) const { return n == 3 ? output() : l.at(own.nodes[n]); }
+  __device__ Stored* stored(int n) const { return n == 3 ? output() : l.at(own.nodes[n]); }
   __device__ const T* weight(int e) const {
     return static_cast<const T*>(l.p.weights[e][edge(e).bank]) + edge(e).row * weight_size(e);
   }
@@ -115,11 +122,11 @@ class CellOf {
     return channels(e).backward(c, sums, static_cast<T>(l.pixels()), l.p.training);
   }
   // The gradient of a node.
-  __device__ T* grad(int n) const {
+  __device__ Stored* grad(int n) const {
     if (n == 3) {
-      return const_cast<T*>(static_cast<const T*>(l.p.grad_output)) + a * l.size();
+      return const_cast<Stored*>(static_cast<const Stored*>(l.p.grad_output)) + a * l.size();
     }
-    if (n == 0) return static_cast<T*>(l.p.grad_input) + (l.p.shared ? 0 : a * l.size());
+    if (n == 0) return static_cast<Stored*>(l.p.grad_input) + (l.p.shared ? 0 : a * l.size());
     return l.at(scratch_place(slot * 2 + n - 1));
   }
 
@@ -152,8 +159,8 @@ class CellOf {
 
 // Makes the coefficients [kCellFan, C] of the batch norms that enter a node, by all threads; one
 // block leaves the statistics that they are made of.
-template <class T>
-__device__ void cell_make_norms(const CellOf<T>& cell, int n, Norm<T>* norms) {
+template <class Stored, class T = Computed<Stored>>
+__device__ void cell_make_norms(const CellOf<Stored>& cell, int n, Norm<T>* norms) {
   const int64_t channels = cell.l.p.channels;
   for (int source = 0; source < n && is_summed(cell.own, n); ++source) {
     const int e = edge_between(source, n);
@@ -197,6 +204,13 @@ class CellScratch {
   CudaScratch used_;
 };
 
+// f(an element) of the type of a call's images.
+template <class F>
+auto with_cell_images(const NB201CellParams& p, const F& f) {
+  if (p.bf16_images) return f(bf16{});
+  return p.double_precision ? f(double{}) : f(float{});
+}
+
 inline CellMode cell_mode(const NB201CellParams& p) {
   return p.kept ? CellMode::kept : p.training ? CellMode::measured : CellMode::fused;
 }
@@ -224,9 +238,9 @@ inline int64_t cell_blocks(const NB201CellParams& p, int64_t pixels_per_block) {
 }
 
 // Architectures of the call from `first` on, their places still without scratch.
-template <class T>
-CellLaunch<T> cell_launch(const NB201CellParams& p, int64_t first, int32_t& places) {
-  CellLaunch<T> l{};
+template <class Stored>
+CellLaunch<Stored> cell_launch(const NB201CellParams& p, int64_t first, int32_t& places) {
+  CellLaunch<Stored> l{};
   l.p = p;
   l.first = first;
   l.count =

@@ -5,8 +5,8 @@
 namespace cwkernels {
 
 // The job of an edge's convolution; its count is 0 if the edge has none.
-template <class T>
-__host__ __device__ CellJob cell_job_of(const CellLaunch<T>& l, int slot, int e) {
+template <class Stored>
+__host__ __device__ CellJob cell_job_of(const CellLaunch<Stored>& l, int slot, int e) {
   CellJob job{static_cast<int8_t>(slot), static_cast<int8_t>(e), 0, 0, 0};
   const CellChoice& own = l.architecture(slot).edges[e];
   if (!convolves(own)) return job;
@@ -22,15 +22,15 @@ __host__ __device__ CellJob cell_job_of(const CellLaunch<T>& l, int slot, int e)
 
 // Of blocks that serve job after job. With the choice on the device each edge has a job, and its
 // blocks look up what it is: at most kCellMost choices of 16 bytes, once a block.
-template <class T>
-__device__ CellJob cell_job(const CellLaunch<T>& l, int number) {
+template <class Stored>
+__device__ CellJob cell_job(const CellLaunch<Stored>& l, int number) {
   return l.chosen ? cell_job_of(l, number / kCellEdges, number % kCellEdges) : l.jobs[number];
 }
 
 // With the choice on the device: the row that each slot of a bank's gradient is for, by the threads
 // of one block.
-template <class T>
-__device__ void cell_write_rows(const CellLaunch<T>& l) {
+template <class Stored>
+__device__ void cell_write_rows(const CellLaunch<Stored>& l) {
   const int banks = l.p.rows ? kCellEdges * static_cast<int>(l.p.banks_per_edge) : 0;
   for (int i = static_cast<int>(threadIdx.x); i < banks * l.count;
        i += static_cast<int>(blockDim.x)) {
@@ -44,8 +44,8 @@ __device__ void cell_write_rows(const CellLaunch<T>& l) {
 // --- Host ----------------------------------------------------------------------------------------
 
 // The launch's jobs, architecture by architecture.
-template <class T>
-void find_jobs(CellLaunch<T>& l) {
+template <class Stored>
+void find_jobs(CellLaunch<Stored>& l) {
   if (!l.p.need_weights) return;
   if (l.chosen) {
     l.jobs_count = l.count * kCellEdges;

@@ -5,35 +5,38 @@
 namespace cwkernels {
 
 // What a node is summed from.
+template <class Stored>
 struct CellTerm {
   enum class Kind { nothing, plain, normalised, pooled };
-  const float* from;
+  const Stored* from;
   Kind kind;
 };
 
 // Four channels of a node: read where it is stored, or summed on their load and stored where that
 // is asked for, those of a tile's own pixels.
+template <class Stored>
 class CellNodeFours {
  public:
+  using Term = CellTerm<Stored>;
+
   // `norms` from cell_make_norms; null: the node is stored. `terms` are kCellFan of shared memory,
   // written here: there after the next barrier.
-  __device__ __forceinline__ CellNodeFours(const CellOf<float>& cell, int node,
-                                           const Norm<float>* norms, CellTerm* terms)
+  __device__ __forceinline__ CellNodeFours(const CellOf<Stored>& cell, int node,
+                                           const Norm<float>* norms, Term* terms)
       : cell_(cell), norms_(norms), terms_(terms) {
     const int source = static_cast<int>(threadIdx.x);
     if (source >= kCellFan) return;
     const bool summed = norms && is_summed(cell.own, node);
-    CellTerm& term = terms[source];
-    term = {nullptr, CellTerm::Kind::nothing};
-    if (!summed && source == 0) term = {cell.node(node), CellTerm::Kind::plain};
+    Term& term = terms[source];
+    term = {nullptr, Term::Kind::nothing};
+    if (!summed && source == 0) term = {cell.node(node), Term::Kind::plain};
     if (!summed || source >= node) return;
     const int e = edge_between(source, node);
     const CellChoice& edge = cell.edge(e);
     if (convolves(edge)) {
-      term = {cell.raw(e), normalised(edge) ? CellTerm::Kind::normalised : CellTerm::Kind::plain};
+      term = {cell.raw(e), normalised(edge) ? Term::Kind::normalised : Term::Kind::plain};
     } else if (!is(edge, CellCode::none)) {
-      term = {cell.node(source),
-              is(edge, CellCode::skip) ? CellTerm::Kind::plain : CellTerm::Kind::pooled};
+      term = {cell.node(source), is(edge, CellCode::skip) ? Term::Kind::plain : Term::Kind::pooled};
     }
   }
 
@@ -43,11 +46,11 @@ class CellNodeFours {
     const int64_t channels = cell_.l.p.channels;
 #pragma unroll 1
     for (int source = 0; source < kCellFan; ++source) {
-      const CellTerm term = terms_[source];
-      if (term.kind == CellTerm::Kind::nothing) continue;
-      const float* from = term.from + base;
+      const Term term = terms_[source];
+      if (term.kind == Term::Kind::nothing) continue;
+      const Stored* from = term.from + base;
       Four values[CellBatch::kCount] = {};
-      if (term.kind == CellTerm::Kind::pooled) {
+      if (term.kind == Term::Kind::pooled) {
 #pragma unroll
         for (int b = 0; b < CellBatch::kCount; ++b) {
           if (batch.live[b]) values[b] = pooled(from + batch.offsets[b], batch.y[b], batch.x[b]);
@@ -55,7 +58,7 @@ class CellNodeFours {
       } else {
         batch.load(from, values);
       }
-      if (term.kind == CellTerm::Kind::normalised) {
+      if (term.kind == Term::Kind::normalised) {
         const Norm<float>* norms = norms_ + source * channels + batch.channel;
 #pragma unroll
         for (int b = 0; b < CellBatch::kCount; ++b) {
@@ -74,7 +77,7 @@ class CellNodeFours {
   }
 
   // The average of the window around a pixel, whose own channels `from` points at.
-  __device__ __forceinline__ Four pooled(const float* from, int y, int x) const {
+  __device__ __forceinline__ Four pooled(const Stored* from, int y, int x) const {
     const NB201CellParams& p = cell_.l.p;
     Four sum{};
 #pragma unroll 1
@@ -93,9 +96,9 @@ class CellNodeFours {
   }
 
  private:
-  const CellOf<float>& cell_;
+  const CellOf<Stored>& cell_;
   const Norm<float>* norms_;
-  const CellTerm* terms_;
+  const Term* terms_;
 };
 
 }  // namespace cwkernels

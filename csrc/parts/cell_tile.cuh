@@ -1,4 +1,6 @@
 #pragma once
+#include <type_traits>
+
 #include "cell.cuh"
 #include "tile.cuh"
 
@@ -6,8 +8,9 @@
 // channels lie in shared memory, so that every convolution of the node reads them there.
 namespace cwkernels {
 
+template <class Stored>
 struct CellTileLaunch {
-  CellLaunch<float> l;
+  CellLaunch<Stored> l;
   Tiles tiles;            // read with the rim that a 3 x 3 convolution needs
   Window windows[2];      // of 1 x 1 and 3 x 3, in the direction of the pass
   Divisor pieces;         // of 16 bytes, that a pixel has
@@ -15,7 +18,7 @@ struct CellTileLaunch {
   int64_t weight_values;
   bool resident;  // the weights of all convolutions of a node stay in shared memory
 };
-static_assert(sizeof(CellTileLaunch) <= 4096);
+static_assert(sizeof(CellTileLaunch<float>) <= 4096);
 
 // A pixel's channels lie 4 mod 8 values apart, which ldmatrix reads without conflicts.
 __host__ __device__ constexpr int cell_pixel_stride(int64_t channels) {
@@ -24,7 +27,9 @@ __host__ __device__ constexpr int cell_pixel_stride(int64_t channels) {
 
 // Where the first image of a tile begins. What a tile reads lies less than 2^31 values behind it,
 // so that only this much of an offset needs 64 bits.
-__device__ __forceinline__ int64_t cell_tile_base(const CellTileLaunch& p, const TilePlace& tile) {
+template <class Stored>
+__device__ __forceinline__ int64_t cell_tile_base(const CellTileLaunch<Stored>& p,
+                                                  const TilePlace& tile) {
   return tile.image * p.tiles.height * p.tiles.width * p.l.p.channels;
 }
 
@@ -36,7 +41,8 @@ struct CellBatch {
   int offsets[kCount], y[kCount], x[kCount];
   bool live[kCount];  // there is such a pixel, and it lies in an image
 
-  __device__ __forceinline__ void load(const float* from, Four (&values)[kCount]) const {
+  template <class Stored>
+  __device__ __forceinline__ void load(const Stored* from, Four (&values)[kCount]) const {
 #pragma unroll
     for (int b = 0; b < kCount; ++b) {
       if (live[b]) values[b] = load_lanes<4>(from + offsets[b]);
@@ -46,9 +52,9 @@ struct CellBatch {
 
 // The source pixels of a tile, all channels; load(batch, values) loads a CellBatch. A thread keeps
 // to its channels.
-template <class Precision, class Load>
-__device__ __forceinline__ void cell_load_tile(const CellTileLaunch& p, const TilePlace& tile,
-                                               const Load& load, float* to) {
+template <class Precision, class Stored, class Load>
+__device__ __forceinline__ void cell_load_tile(const CellTileLaunch<Stored>& p,
+                                               const TilePlace& tile, const Load& load, float* to) {
   const Tiles& t = p.tiles;
   const int stride = cell_pixel_stride(p.l.p.channels), count = t.source_pixels();
   const auto images = static_cast<int>(min(t.all_images - tile.image, int64_t{t.images}));
@@ -85,7 +91,8 @@ template <class Split>
 struct CellRows {
   int at[Split::kM];
 
-  __device__ __forceinline__ explicit CellRows(const CellTileLaunch& p) {
+  template <class Stored>
+  __device__ __forceinline__ explicit CellRows(const CellTileLaunch<Stored>& p) {
 #pragma unroll
     for (int i = 0; i < Split::kM; ++i) {
       const int pixel = Split::pixel() + i * kMmaRows + lane_row_of_a();
@@ -96,10 +103,11 @@ struct CellRows {
 };
 
 // Adds the products of kDepth channels, from where `source` points on, over the taps of an edge.
-template <class Precision, class Split>
-__device__ __forceinline__ void cell_multiply(typename Split::Sums& sums, const CellTileLaunch& p,
-                                              const Window& window, const CellRows<Split>& rows,
-                                              const float* source, const float* weights) {
+template <class Precision, class Split, class Stored>
+__device__ __forceinline__ void cell_multiply(typename Split::Sums& sums,
+                                              const CellTileLaunch<Stored>& p, const Window& window,
+                                              const CellRows<Split>& rows, const float* source,
+                                              const float* weights) {
   const int stride = cell_pixel_stride(p.l.p.channels), rim = window.rows == 3 ? 0 : 1;
   const float* columns =
       weights + (Split::output() + lane_row_of_b()) * Split::kStride + lane_depth_of_b();
@@ -120,9 +128,9 @@ __device__ __forceinline__ void cell_multiply(typename Split::Sums& sums, const 
 }
 
 // The weights of an edge for kOutputs outputs and kDepth channels.
-template <class Precision, class Split, bool kBack>
-__device__ __forceinline__ void cell_load_weights(const CellTileLaunch& p,
-                                                  const CellOf<float>& cell, int e, int output,
+template <class Precision, class Split, bool kBack, class Stored>
+__device__ __forceinline__ void cell_load_weights(const CellTileLaunch<Stored>& p,
+                                                  const CellOf<Stored>& cell, int e, int output,
                                                   int depth, float* weights) {
   const int size = kernel_size(cell.edge(e));
   const WeightChunk<Precision, Split::kOutputs, Split::kDepth, Split::kStride, kBack> chunk(
@@ -135,10 +143,10 @@ __device__ __forceinline__ void cell_load_weights(const CellTileLaunch& p,
 }
 
 // Adds the convolution of an edge to the sums of a tile, outputs from `output` on.
-template <class Precision, class Split, bool kBack>
+template <class Precision, class Split, bool kBack, class Stored>
 __device__ __forceinline__ void cell_convolve_tile(typename Split::Sums& sums,
-                                                   const CellTileLaunch& p,
-                                                   const CellOf<float>& cell, int e, int output,
+                                                   const CellTileLaunch<Stored>& p,
+                                                   const CellOf<Stored>& cell, int e, int output,
                                                    const CellRows<Split>& rows, const float* source,
                                                    float* weights) {
   const Window& window = p.windows[kernel_size(cell.edge(e)) / 2];
@@ -155,9 +163,9 @@ __device__ __forceinline__ void cell_convolve_tile(typename Split::Sums& sums,
 }
 
 // Weights that stay, those of all convolutions that leave the node.
-template <class Precision, class Split, bool kBack>
-__device__ __forceinline__ void cell_load_resident(const CellTileLaunch& p,
-                                                   const CellOf<float>& cell, float* weights) {
+template <class Precision, class Split, bool kBack, class Stored>
+__device__ __forceinline__ void cell_load_resident(const CellTileLaunch<Stored>& p,
+                                                   const CellOf<Stored>& cell, float* weights) {
   if (!p.resident) return;
 #pragma unroll 1
   for (int target = p.l.node + 1; target < kCellNodes; ++target) {
@@ -176,7 +184,8 @@ struct CellOutputs {
   int64_t base;                // of the tile, in an image stack
   int offsets[2 * Split::kM];  // of their first channel, from there on
 
-  __device__ __forceinline__ CellOutputs(const CellTileLaunch& p, const TilePlace& tile)
+  template <class Stored>
+  __device__ __forceinline__ CellOutputs(const CellTileLaunch<Stored>& p, const TilePlace& tile)
       : base(cell_tile_base(p, tile)) {
 #pragma unroll
     for (int i = 0; i < 2 * Split::kM; ++i) {
@@ -229,6 +238,10 @@ using Cell32 = TileSplit<4, 2, 2, 2, 16>;
 using Cell32Back = TileSplit<4, 2, 4, 2, 16>;
 using Cell64 = TileSplit<4, 2, 2, 4, 16>;
 
+// Whether matrix units multiply what lies in memory as Stored.
+template <class Stored>
+constexpr bool kCellTiles = std::is_same_v<Computed<Stored>, float>;
+
 // Whether matrix units can run a cell, if its tiles fit: 16 bytes of a pixel are read at once.
 inline bool cell_is_aligned(const NB201CellParams& p) {
   for (const auto& edge : p.weights) {
@@ -236,9 +249,8 @@ inline bool cell_is_aligned(const NB201CellParams& p) {
       if (!starts_wide(bank)) return false;
     }
   }
-  return !p.double_precision && p.channels % 16 == 0 && starts_wide(p.input) &&
-         starts_wide(p.output) && starts_wide(p.kept) && starts_wide(p.grad_output) &&
-         starts_wide(p.grad_input);
+  return p.channels % 16 == 0 && starts_wide(p.input) && starts_wide(p.output) &&
+         starts_wide(p.kept) && starts_wide(p.grad_output) && starts_wide(p.grad_input);
 }
 
 template <class Split>
@@ -254,6 +266,16 @@ auto with_cell_split(int64_t channels, const F& f) {
   return f(Cell16{});
 }
 
+// f(Precision) for a launch.
+template <class Stored, class F>
+auto with_cell_precision(const CellLaunch<Stored>& l, const F& f) {
+  if constexpr (std::is_same_v<Stored, bf16>) {
+    return f(Bf16{});
+  } else {
+    return l.p.winograd ? f(Tf32{}) : f(Tf32x3{});
+  }
+}
+
 // Shared memory of a block: two blocks share a processor where it has plenty.
 inline int64_t cell_shared_bytes() {
   const auto most = static_cast<int64_t>(current_device().shared_bytes);
@@ -261,8 +283,8 @@ inline int64_t cell_shared_bytes() {
 }
 
 // The tiles of a launch whose other shared memory is `other` bytes; returns whether they fit.
-template <class Split>
-bool make_cell_tiles(CellTileLaunch& p, int64_t other, bool back) {
+template <class Split, class Stored>
+bool make_cell_tiles(CellTileLaunch<Stored>& p, int64_t other, bool back) {
   const NB201CellParams& c = p.l.p;
   p.pieces = static_cast<int>(c.channels) / 4;
   p.windows[0] = back ? gradient_window(1, 1, 0, 0) : forward_window(1, 1);
@@ -280,7 +302,8 @@ bool make_cell_tiles(CellTileLaunch& p, int64_t other, bool back) {
   return p.tiles.source_pixels() <= room;
 }
 
-inline size_t cell_tile_bytes(const CellTileLaunch& p) {
+template <class Stored>
+size_t cell_tile_bytes(const CellTileLaunch<Stored>& p) {
   return shared_bytes<float>(static_cast<size_t>(p.source_values)) +
          shared_bytes<float>(static_cast<size_t>((p.resident ? kCellFan : 1) * p.weight_values));
 }

@@ -11,14 +11,15 @@ namespace cwkernels {
 // Of a launch by matrix units, what the gradients of weights need beside it. A convolution's are
 // shared out into chunks of kOutputs x kInputs channels, and the pixels into parts, the same for
 // every architecture.
+template <class Stored>
 struct CellBackLaunch {
-  CellTileLaunch t;
+  CellTileLaunch<Stored> t;
   Tiles tiles[2];  // of 1 x 1 and 3 x 3
   Window windows[2];
   int64_t parts;
   Partials<float> partials;  // a slot for each chunk of each job
 };
-static_assert(sizeof(CellBackLaunch) <= 4096);
+static_assert(sizeof(CellBackLaunch<float>) <= 4096);
 
 // Weights by channels: chunks of 32 x 32 where they divide, else 16 x 16.
 template <bool kWide>
@@ -32,10 +33,10 @@ constexpr bool kCellWide = Split::kOutputs % 32 == 0;
 
 // What one block has of the gradient of a chunk of weights, of its part of the tiles: written to
 // `to`, [kOutputs, kInputs, taps].
-template <class Precision, class Split>
-__device__ __forceinline__ void cell_weight_part(const CellBackLaunch& p, const CellOf<float>& cell,
-                                                 int e, int chunk, int64_t part, Shared& shared,
-                                                 float* to) {
+template <class Precision, class Split, class Stored>
+__device__ __forceinline__ void cell_weight_part(const CellBackLaunch<Stored>& p,
+                                                 const CellOf<Stored>& cell, int e, int chunk,
+                                                 int64_t part, Shared& shared, float* to) {
   const int channels = static_cast<int>(p.t.l.p.channels), inner = channels / Split::kInputs;
   const int output = chunk / inner * Split::kOutputs, input = chunk % inner * Split::kInputs;
   const Tiles& tiles = p.tiles[Split::kSize / 2];
@@ -48,9 +49,9 @@ __device__ __forceinline__ void cell_weight_part(const CellBackLaunch& p, const 
   const int c = static_cast<int>(threadIdx.x);
   if (normed && c < Split::kOutputs) through[c] = cell.norm_backward(e, output + c);
   fill_source_table<Split>(tiles, window, table);
-  const float* grad = cell.grad(target_of(e));
-  const float* raw = normed ? cell.raw(e) : nullptr;
-  const float* node = cell.node(source_of(e));
+  const Stored* grad = cell.grad(target_of(e));
+  const Stored* raw = normed ? cell.raw(e) : nullptr;
+  const Stored* node = cell.node(source_of(e));
   const auto offset = [&](int64_t image, int y, int x, int channel) {
     return ((image * tiles.height + y) * tiles.width + x) * channels + channel;
   };
@@ -99,13 +100,13 @@ static_assert(CellWeights<true>::values(200) * sizeof(float) == 20480 + 32000);
 
 // Sums the groups' results of a chunk of weights into a row of a bank's gradient, for all
 // architectures of the launch that have read it, in order.
-template <class Split>
-__device__ __forceinline__ void cell_sum_weights(const CellBackLaunch& p, const CellJob& job,
-                                                 int chunk) {
-  const CellLaunch<float>& l = p.t.l;
+template <class Split, class Stored>
+__device__ __forceinline__ void cell_sum_weights(const CellBackLaunch<Stored>& p,
+                                                 const CellJob& job, int chunk) {
+  const CellLaunch<Stored>& l = p.t.l;
   const int channels = static_cast<int>(l.p.channels), inner = channels / Split::kInputs;
   const int chunks = inner * (channels / Split::kOutputs);
-  const CellOf<float> first(l, job.first);
+  const CellOf<Stored> first(l, job.first);
   const CellChoice& own = first.edge(job.edge);
   float* target = static_cast<float*>(l.p.grad_weights[job.edge][own.bank]) +
                   own.slot * first.weight_size(job.edge);
@@ -129,14 +130,14 @@ __device__ __forceinline__ void cell_sum_weights(const CellBackLaunch& p, const 
 
 // The last launch's blocks for gradients of weights: one is a part of a chunk of a job. The last of
 // each kGroup parts merges theirs, the last of all that a row of a bank gets sums the groups.
-template <class Precision, class Split>
-__device__ __forceinline__ void cell_weight_tiles(const CellBackLaunch& p, const CellJob& job,
-                                                  int64_t block) {
-  const CellLaunch<float>& l = p.t.l;
+template <class Precision, class Split, class Stored>
+__device__ __forceinline__ void cell_weight_tiles(const CellBackLaunch<Stored>& p,
+                                                  const CellJob& job, int64_t block) {
+  const CellLaunch<Stored>& l = p.t.l;
   const int side = static_cast<int>(l.p.channels) / Split::kInputs, chunks = side * side;
   const int64_t part = block % p.parts, slot = block / p.parts;
   const int chunk = static_cast<int>(slot % chunks);
-  const CellOf<float> cell(l, job.architecture);
+  const CellOf<Stored> cell(l, job.architecture);
   Shared shared;
   int* last = shared.take<int>(1);
   cell_weight_part<Precision, Split>(p, cell, job.edge, chunk, part, shared,
@@ -174,8 +175,8 @@ size_t cell_weight_bytes(const Tiles& tiles) {
 // partial results of a launch have at most kCellWorkspace bytes; returns how many architectures it
 // may have then, none if one has too many.
 constexpr int64_t kCellWorkspace = int64_t{32} << 20;
-template <class Split>
-int64_t make_weight_tiles(CellBackLaunch& p) {
+template <class Split, class Stored>
+int64_t make_weight_tiles(CellBackLaunch<Stored>& p) {
   using Weights = CellWeights<kCellWide<Split>>;
   // 10 x 18 source pixels of 8 x 16 outputs, or 10 x 10 of each of two images' 8 x 8.
   constexpr int kSourceMost = 320;

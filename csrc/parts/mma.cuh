@@ -10,12 +10,13 @@ namespace cwkernels {
 
 constexpr int kMmaRows = 16, kMmaColumns = 8, kMmaDepth = 8;
 
-// A precision says what shared memory holds of a value (`hold`, float bits), how a fragment of
-// those bits is an operand, and how two operands are multiplied.
+// A precision says how activations are stored, what shared memory holds of a value (`hold`, float
+// bits), how a fragment of those bits is an operand, and how two operands are multiplied.
 
 // Both factors rounded to 11 bits, once, on their way to shared memory: a relative error of 2^-12
 // in each factor on average, and none for small integers.
 struct Tf32 {
+  using Stored = float;
   static constexpr int kProducts = 1;
 
   template <int kValues>
@@ -39,11 +40,17 @@ struct Tf32 {
   }
 };
 
+// Activations that lie as bf16. The 8 bits of one are exact in tf32, and weights keep 11.
+struct Bf16 : Tf32 {
+  using Stored = bf16;
+};
+
 // float32 by three products: a value is the sum of two of 11 bits, and what is left out is 2^-22 of
 // a product. The matrix units round toward zero when they add, a bias that grows with the number of
 // additions, so 8 products are summed by them from zero, the small ones first, and added to the
 // total as the CUDA cores round, to nearest. An infinity has no finite rest: it becomes NaN.
 struct Tf32x3 {
+  using Stored = float;
   static constexpr int kProducts = 3;
 
   template <int kValues>
@@ -72,6 +79,13 @@ struct Tf32x3 {
     for (int i = 0; i < 4; ++i) d[i] += sum[i];
   }
 };
+
+// f(precision) for the products of a call: `winograd` stands for precision "high".
+template <class Params, class F>
+auto with_precision(const Params& p, const F& f) {
+  if (p.bf16_images) return f(Bf16{});
+  return p.winograd ? f(Tf32{}) : f(Tf32x3{});
+}
 
 // A warp's part of a product: kM x kN fragments, 16 kM rows and 8 kN columns.
 template <int kM, int kN>

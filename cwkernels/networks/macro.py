@@ -42,7 +42,8 @@ class MacroSuperNetwork(SuperNetwork):
                 `select_on_device` made of it.
 
         Returns:
-            [N, num_classes] or [A, N, num_classes].
+            [N, num_classes] or [A, N, num_classes]; inside `torch.autocast` to bfloat16, on a GPU,
+            in bfloat16, as all that lies between images and logits is stored then.
         """
         selection, recorder = self._begin(images, arch)
         value = self.head(self._trunk(images, selection, recorder), recorder)

@@ -8,6 +8,7 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cwkernels import ops
 from cwkernels.nn.bank import Bank, RunningStatistics
@@ -329,9 +330,12 @@ class SuperNetwork(nn.Module):
         if features.dim() == 5 and not torch.compiler.is_compiling():
             return torch.stack([self.classify(own) for own in features])
         pooled = features.mean((-2, -1))
+        # Autocast would do the same for bfloat16, and keep what it made for all steps of a region.
+        weight, bias = (p.to(pooled.dtype) for p in (self.classifier.weight, self.classifier.bias))
         if features.dim() == 5:  # in a graph, where a loop would fix their number
-            weight = self.classifier.weight.T.expand(pooled.shape[0], -1, -1)
-            return torch.baddbmm(self.classifier.bias, pooled, weight)
+            return torch.baddbmm(bias, pooled, weight.T.expand(pooled.shape[0], -1, -1))
+        if pooled.dtype == torch.bfloat16:
+            return F.linear(pooled, weight, bias)
         logits: Tensor = self.classifier(pooled)
         return logits
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cwkernels.ops._dtypes import parameter_dtype
+
 
 class Norm(NamedTuple):
     """What normalises one tensor [N, C, H, W]: statistics [2, C], and an affine map or none."""
@@ -66,9 +68,10 @@ def check_norm(
         raise ValueError(f"{operation}: shift: wanted scale and shift both or neither, got one")
     if scale is not None and statistics is None:
         raise ValueError(f"{operation}: statistics: wanted a tensor beside scale, got None")
+    dtype = parameter_dtype(input.dtype)
     for name, tensor in (("statistics", statistics), ("scale", scale), ("shift", shift)):
-        if tensor is not None and tensor.dtype != input.dtype:
-            raise ValueError(f"{operation}: {name}: wanted {input.dtype}, got {tensor.dtype}")
+        if tensor is not None and tensor.dtype != dtype:
+            raise ValueError(f"{operation}: {name}: wanted {dtype}, got {tensor.dtype}")
     for name, affine in (("scale", scale), ("shift", shift)):
         if affine is not None and affine.shape != (channels,):
             raise ValueError(f"{operation}: {name}: wanted [{channels}], got {list(affine.shape)}")

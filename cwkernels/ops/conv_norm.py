@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from cwkernels.ops._autograd import Differentiable
 from cwkernels.ops._compact import first_order_only
+from cwkernels.ops._dtypes import autocast, parameter_dtype, run_reference
 from cwkernels.ops._library import register_fake
 from cwkernels.ops._norm import check_norm, norms, per_architecture, reference_normalize
 from cwkernels.ops.backend import current_backend
@@ -43,7 +44,9 @@ def conv_norm(
     whole one, through its statistics too, and the statistics themselves take none.
 
     Args:
-        input: [N, C, H, W] or, one batch for each architecture, [A, N, C, H, W].
+        input: [N, C, H, W] or, one batch for each architecture, [A, N, C, H, W]. In bfloat16, on a
+            GPU only, it is convolved as TF32 with all else in float32; inside `torch.autocast` to
+            bfloat16, float32 is rounded to that.
         weight: [K, C, R, R], the same for all architectures; R in 1, 3, 5, 7.
         statistics: [2, C] or [A, 2, C], mean and biased variance by which the input is normalised:
             the batch's own in training, running ones otherwise. None: not normalised.
@@ -55,18 +58,22 @@ def conv_norm(
         eps: added to the variance.
 
     Returns:
-        The raw output [..., N, K, H', W'] and its statistics [..., 2, K], mean and biased variance.
+        The raw output [..., N, K, H', W'], in the input's dtype, and its statistics [..., 2, K],
+        mean and biased variance; of an output in bfloat16 before or after it is rounded.
 
     Raises:
         ValueError: if ranks, shapes or dtypes do not fit together, for another R or stride, or in
             training if a batch of one value a channel is to be normalised.
+        RuntimeError: for bfloat16 on the CPU.
     """
+    input = autocast("conv_norm", input)
     check_norm("conv_norm", input, statistics, scale, shift, training)
     _check(input, weight, stride, pool)
-    arguments = (input, weight, statistics, scale, shift, relu, pool, stride, training, eps)
+    arguments = (weight, statistics, scale, shift, relu, pool, stride, training, eps)
     if current_backend() == "reference":
-        return reference(*arguments)
-    output, measured = _conv_norm(*arguments, winograd_allowed())
+        output, measured = run_reference(reference, input, *arguments)
+    else:
+        output, measured = _conv_norm(input, *arguments, winograd_allowed())
     return output, measured
 
 
@@ -77,8 +84,9 @@ def _check(input: Tensor, weight: Tensor, stride: int, pool: bool) -> None:
     shape, size = list(weight.shape), weight.shape[-1] if weight.dim() == 4 else 0
     if size not in KERNEL_SIZES or shape[1:] != [input.shape[-3], size, size]:
         raise fail("weight", f"[K, {input.shape[-3]}, R, R] with R in 1, 3, 5, 7", shape)
-    if weight.dtype != input.dtype:
-        raise fail("weight", str(input.dtype), weight.dtype)
+    dtype = parameter_dtype(input.dtype)
+    if weight.dtype != dtype:
+        raise fail("weight", str(dtype), weight.dtype)
     if stride not in (1, 2):
         raise fail("stride", "1 or 2", stride)
     if pool and min(input.shape[-2:]) < 2:
@@ -131,7 +139,7 @@ def _(
     divisor = 2 if pool else 1
     size = ((side // divisor - 1) // stride + 1 for side in (height, width))
     output = input.new_empty((*lead, n, *size, weight.shape[0])).movedim(-1, -3)
-    return output, input.new_empty((*lead, 2, weight.shape[0]))
+    return output, weight.new_empty((*lead, 2, weight.shape[0]))
 
 
 @register_fake("conv_norm_backward")
@@ -157,8 +165,8 @@ def _(
     return (
         input.new_empty(0) if skipped else input.new_empty(size).movedim(-1, -3),
         weight.new_empty(weight.shape),
-        input.new_empty(affine),
-        input.new_empty(affine),
+        weight.new_empty(affine),
+        weight.new_empty(affine),
     )
 
 

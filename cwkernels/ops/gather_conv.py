@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from cwkernels.ops._autograd import Differentiable
 from cwkernels.ops._compact import bank_gradient, check_rows, first_order_only, select_row
+from cwkernels.ops._dtypes import autocast, parameter_dtype, run_reference
 from cwkernels.ops._library import register_fake
 from cwkernels.ops.backend import current_backend
 from cwkernels.ops.precision import winograd_allowed
@@ -31,7 +32,9 @@ def gather_conv(
 
     Args:
         input: images [N, C, H, W], shared by all architectures, or [A, N, C, H, W], float32 or
-            float64. Channels-last memory is read in place, any other is copied first.
+            float64, or on a GPU bfloat16 beside a bank in float32; inside `torch.autocast` to
+            bfloat16, float32 is rounded to that. Channels-last memory is read in place, any other
+            is copied first.
         weight: the bank, [S, K, C / groups, R, R] contiguous, R in 1, 3, 5, 7.
         rows: int64 [] for one architecture or [A], each in [0, S); on the CPU.
         stride: 1 or 2.
@@ -41,9 +44,9 @@ def gather_conv(
             weight decay or momentum then moves those rows too.
 
     Returns:
-        [N, K, H', W'] for rows [], else [A, N, K, H', W'], channels-last in memory,
-        H' = (H - 1) // stride + 1. Gradients of a repeated row, and of shared images, are summed
-        over the architectures in order.
+        [N, K, H', W'] for rows [], else [A, N, K, H', W'], in the input's dtype and channels-last
+        in memory, H' = (H - 1) // stride + 1. Gradients of a repeated row, and of shared images,
+        are summed over the architectures in order.
 
     Raises:
         ValueError: if the ranks of input and rows do not fit together.
@@ -54,9 +57,11 @@ def gather_conv(
     if input.dim() not in (4, 5) or (input.dim() == 5 and rows.dim() == 0):
         wanted = "[N, C, H, W]" + (" or [A, N, C, H, W]" if rows.dim() else "")
         raise ValueError(f"gather_conv: input: wanted {wanted}, got {list(input.shape)}")
-    images = input if input.dim() == 5 else input.unsqueeze(0)
+    images = autocast("gather_conv", input if input.dim() == 5 else input.unsqueeze(0))
     if current_backend() == "reference":
-        output = reference(images, weight, rows.reshape(-1), stride, groups, dense_grad)
+        output: Tensor = run_reference(
+            reference, images, weight, rows.reshape(-1), stride, groups, dense_grad
+        )
     else:
         output = _gather_conv(
             images, weight, rows.reshape(-1), stride, groups, dense_grad, winograd_allowed()
@@ -134,7 +139,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     distinct = torch.library.get_ctx().new_dynamic_size(min=0)
     shape = (distinct, grad.shape[2], images.shape[2] // groups, kernel_size, kernel_size)
-    return rows.new_empty(distinct), grad.new_empty(shape)
+    return rows.new_empty(distinct), grad.new_empty(shape, dtype=parameter_dtype(grad.dtype))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

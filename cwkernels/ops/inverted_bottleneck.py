@@ -19,6 +19,7 @@ from cwkernels.ops._bottleneck_plan import (
     statistics_width,
 )
 from cwkernels.ops._compact import bank_gradients, first_order_only, select_row, slot_gradients
+from cwkernels.ops._dtypes import autocast, parameter_dtype, run_reference
 from cwkernels.ops._images import batches_of, channels_last, images_of
 from cwkernels.ops._library import register_fake
 from cwkernels.ops._norm import Norm, check_batch, reference_normalize
@@ -56,7 +57,12 @@ def inverted_bottleneck(
     has that bank (a strided layer).
 
     Args:
-        input: [N, C, H, W], shared by all architectures, or [A, N, C, H, W].
+        input: [N, C, H, W], shared by all architectures, or [A, N, C, H, W]. In bfloat16, on a
+            GPU only, the hidden tensors, the output and the gradients of all these are stored so,
+            with all else in float32: values are widened as they are loaded, convolved as TF32, and
+            rounded as they are stored. Inside `torch.autocast` to bfloat16, float32 is rounded to
+            that. The gradient of images that all architectures share is rounded behind each of
+            them.
         selection: int64 [2] or [A, 2] on the CPU: the operation's code and the row of its banks.
             Or int32, the same on the device of the images, which the kernels read there and the
             host never (CUDA; not the CPU's kernels): every launch happens, of the largest size, so
@@ -79,12 +85,15 @@ def inverted_bottleneck(
     Returns:
         The output, with A in front if the selection has it, channels-last; and the statistics
         [..., 2, width], mean and biased variance, laid out by `statistics_slice`, zero where
-        nothing was convolved and in evaluation, which measures nothing.
+        nothing was convolved and in evaluation, which measures nothing. Of tensors in bfloat16 they
+        are measured before these are rounded.
 
     Raises:
         ValueError: if shapes or dtypes do not fit together, for another stride, or if a code or row
             of an int64 selection is out of range.
+        RuntimeError: for bfloat16 on the CPU.
     """
+    input = autocast("inverted_bottleneck", input)
     # In training running statistics are not read, and may be none.
     running_groups = () if training and not running_mean else (running_mean, running_var)
     images, choices = _check(input, selection, stride, weights, scales, shifts, *running_groups)
@@ -95,7 +104,9 @@ def inverted_bottleneck(
     groups = [list(banks) for banks in (weights, scales, shifts, *running)]
     groups += [[] for _ in range(5 - len(groups))]
     if current_backend() == "reference":
-        output, statistics = reference(images, choices, groups, stride, training, eps, dense_grad)
+        output, statistics = run_reference(
+            reference, images, choices, groups, stride, training, eps, dense_grad
+        )
     else:
         # A graph cannot read what the kernels then check, and the host nothing on the device.
         if choices.dtype == torch.int64 and not torch.compiler.is_compiling():
@@ -144,10 +155,11 @@ def _check(
         raise fail("input", wanted, list(input.shape))
     if stride not in (1, 2):
         raise fail("stride", "1 or 2", stride)
+    dtype = parameter_dtype(input.dtype)
     for i, weight in enumerate(weights):
-        if weight.dim() != 5 or weight.dtype != input.dtype:
+        if weight.dim() != 5 or weight.dtype != dtype:
             got = f"{weight.dtype} {list(weight.shape)}"
-            raise fail(f"weights[{i}]", f"{input.dtype} [S, K, C / groups, R, R]", got)
+            raise fail(f"weights[{i}]", f"{dtype} [S, K, C / groups, R, R]", got)
     if len(weights) not in (PROJECTION, PROJECTION + 1):
         raise fail("weights", "6 banks, or 7 in a layer that changes the shape", len(weights))
     shapes = bank_shapes(weights)
@@ -168,8 +180,8 @@ def _check(
         if got_shapes != wanted_shapes:
             raise fail(name, str(wanted_shapes), got_shapes)
         for i, tensor in enumerate(tensors):
-            if tensor.dtype != input.dtype:
-                raise fail(f"{name}[{i}]", str(input.dtype), tensor.dtype)
+            if tensor.dtype != dtype:
+                raise fail(f"{name}[{i}]", str(dtype), tensor.dtype)
     return batches_of(input), selection.reshape(-1, 2)
 
 
@@ -243,7 +255,7 @@ def _(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     a = selection.shape[0]
-    statistics = images.new_empty((a, 2, statistics_width(weights)))
+    statistics = weights[0].new_empty((a, 2, statistics_width(weights)))
     size: int | torch.SymInt = 0
     if keep and selection.dtype == torch.int32:
         size = a * most_kept(images.shape, weights, stride, recompute)

@@ -22,6 +22,7 @@ from cwkernels.ops._compact import (
     select_row,
     slot_gradients,
 )
+from cwkernels.ops._dtypes import autocast, parameter_dtype, run_reference
 from cwkernels.ops._images import batches_of, channels_last, images_of
 from cwkernels.ops._library import register_fake
 from cwkernels.ops._norm import Norm, check_batch, reference_normalize
@@ -54,7 +55,10 @@ def nb201_cell(
     carry anything from the input to the output are not computed.
 
     Args:
-        input: [N, C, H, W], shared by all architectures, or [A, N, C, H, W].
+        input: [N, C, H, W], shared by all architectures, or [A, N, C, H, W]. Float32, float64, or
+            on a GPU bfloat16, as inside `torch.autocast` float32 becomes: then nodes, raw outputs
+            and their gradients are rounded to bfloat16 wherever they are stored, statistics are
+            those of raw outputs before that, and all other tensors are float32.
         selection: int64 [6, 2] or [A, 6, 2] on the CPU: the operation code of each edge and the row
             to read in its banks. Or int32 on the images' device, a GPU, or an `nb201_plan` of it
             for several cells: then nothing of the choice is read on the host, and what depends on
@@ -71,16 +75,17 @@ def nb201_cell(
             indices of -1 for those that hold nothing.
 
     Returns:
-        The output, of the input's shape with A in front if the selection has it, channels-last; the
-        edges' statistics [..., 6, 2, C], mean and biased variance, zero where nothing was
-        convolved; and the output's own statistics [..., 2, C], for a head that normalises it. In
-        evaluation nothing is measured: both are zero.
+        The output, of the input's dtype and shape with A in front if the selection has it,
+        channels-last; the edges' statistics [..., 6, 2, C], mean and biased variance, zero where
+        nothing was convolved; and the output's own statistics [..., 2, C], for a head that
+        normalises it. In evaluation nothing is measured: both are zero.
 
     Raises:
         ValueError: if shapes or dtypes do not fit together, or a code or row on the CPU is out of
-            range.
-        RuntimeError: for an int32 selection and images on the CPU.
+            range; inside an autocast to float16.
+        RuntimeError: for images on the CPU and an int32 selection, or in bfloat16.
     """
+    input = autocast("nb201_cell", input)
     plan = selection if isinstance(selection, NB201Plan) else None
     chosen = selection.selection if isinstance(selection, NB201Plan) else selection
     images, choices = _check(input, chosen, weights, running_mean, running_var, training)
@@ -92,7 +97,7 @@ def nb201_cell(
     options = (training, count_include_pad, eps)
     groups = (list(weights), means, variances)
     if current_backend() == "reference":
-        results = reference(images, choices, *groups, *options, dense_grad)
+        results = run_reference(reference, images, choices, *groups, *options, dense_grad)
     else:
         if chosen.dtype == torch.int32:
             choices = _table(plan, choices, weights)
@@ -145,21 +150,21 @@ def _check(
     if lengths[0] not in (12, 18) or not (unread or lengths[1:] == (12, 12)):
         got = ", ".join(map(str, lengths))
         raise fail("weights, running_mean, running_var", "12 (or 18), 12, 12 tensors", got)
-    channels = input.shape[-3]
+    channels, dtype = input.shape[-3], parameter_dtype(input.dtype)
     per_edge = len(weights) // 6
     rows = rows_of(weights)
     for i, weight in enumerate(weights):
         size = (1, 3, 1)[i % per_edge]
         shape = (rows[i // per_edge], channels, channels, size, size)
-        if weight.shape != shape or weight.dtype != input.dtype:
+        if weight.shape != shape or weight.dtype != dtype:
             got = f"{weight.dtype} {list(weight.shape)}"
-            raise fail(f"weights[{i}]", f"{input.dtype} {list(shape)}", got)
+            raise fail(f"weights[{i}]", f"{dtype} {list(shape)}", got)
     for name, running in (("running_mean", running_mean), ("running_var", running_var)):
         for i, tensor in enumerate(running):
             wanted_shape = (rows[i // 2], channels)
-            if tensor.shape != wanted_shape or tensor.dtype != input.dtype:
+            if tensor.shape != wanted_shape or tensor.dtype != dtype:
                 got = f"{tensor.dtype} {list(tensor.shape)}"
-                raise fail(f"{name}[{i}]", f"{input.dtype} {list(wanted_shape)}", got)
+                raise fail(f"{name}[{i}]", f"{dtype} {list(wanted_shape)}", got)
     return batches_of(input), selection.reshape(-1, 6, 2)
 
 
@@ -242,7 +247,7 @@ def _(
     dense_grad: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    a, c = selection.shape[0], images.shape[2]
+    a, c, dtype = selection.shape[0], images.shape[2], parameter_dtype(images.dtype)
     rows: int | torch.SymInt = 0
     if keep and selection.dtype == torch.int32:
         rows = a * _PLANNED_KEPT
@@ -250,8 +255,8 @@ def _(
         rows = torch.library.get_ctx().new_dynamic_size(min=0)
     return (
         channels_last(images, a),
-        images.new_empty((a, 6, 2, c)),
-        images.new_empty((a, 2, c)),
+        images.new_empty((a, 6, 2, c), dtype=dtype),
+        images.new_empty((a, 2, c), dtype=dtype),
         channels_last(images, rows),
     )
 

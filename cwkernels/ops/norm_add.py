@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cwkernels.ops._autograd import Differentiable
 from cwkernels.ops._compact import first_order_only
+from cwkernels.ops._dtypes import parameter_dtype, run_reference
 from cwkernels.ops._images import in_channels_last
 from cwkernels.ops._library import register_fake
 from cwkernels.ops._norm import check_norm, norms, per_architecture, reference_normalize
@@ -33,7 +34,8 @@ def norm_add(
         return F.relu(y)   # if asked for
 
     Args:
-        input: raw, [N, C, H, W] or, one batch for each architecture, [A, N, C, H, W].
+        input: raw, [N, C, H, W] or, one batch for each architecture, [A, N, C, H, W]. In bfloat16,
+            on a GPU only, with all else but the shortcut in float32, in which it is computed.
         statistics: [2, C] or [A, 2, C], mean and biased variance: the input's own in training (its
             gradient is the whole one then, through them too), running ones otherwise.
         scale, shift: [C], the affine map of the normalisation, or None.
@@ -43,19 +45,23 @@ def norm_add(
         eps: added to the variance.
 
     Returns:
-        A tensor of the input's shape, channels-last in memory.
+        A tensor of the input's shape and dtype, channels-last in memory.
 
     Raises:
         ValueError: if shapes or dtypes do not fit together, or in training if a batch of one value
             a channel is to be normalised.
+        RuntimeError: for bfloat16 on the CPU.
     """
     check_norm("norm_add", input, statistics, scale, shift, training)
     if shortcut is not None and (shortcut.shape, shortcut.dtype) != (input.shape, input.dtype):
         wanted, got = (f"{t.dtype} {list(t.shape)}" for t in (input, shortcut))
         raise ValueError(f"norm_add: shortcut: wanted {wanted}, got {got}")
-    operation = reference if current_backend() == "reference" else _norm_add
     images = in_channels_last(input)
-    output: Tensor = operation(images, statistics, scale, shift, shortcut, relu, training, eps)
+    arguments = (statistics, scale, shift, shortcut, relu, training, eps)
+    if current_backend() == "reference":
+        output: Tensor = run_reference(reference, images, *arguments)
+    else:
+        output = _norm_add(images, *arguments)
     return output
 
 
@@ -109,7 +115,9 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     affine = (0,) if scale is None else scale.shape
     grad_shortcut = _new_like(input) if shortcut_grad else input.new_empty(0)
-    return _new_like(input), input.new_empty(affine), input.new_empty(affine), grad_shortcut
+    dtype = parameter_dtype(input.dtype)
+    grad_scale, grad_shift = (input.new_empty(affine, dtype=dtype) for _ in range(2))
+    return _new_like(input), grad_scale, grad_shift, grad_shortcut
 
 
 def _new_like(images: Tensor) -> Tensor:

@@ -35,7 +35,9 @@ from cwkernels.testing.functions import (
     cast,
     evaluate,
     expect,
+    in_autocast,
     on_device,
+    stored_as_bf16,
 )
 from cwkernels.testing.inputs import (
     Draw,
@@ -80,6 +82,7 @@ __all__ = [
     "dense_random",
     "evaluate",
     "expect",
+    "in_autocast",
     "network_calls",
     "network_cases",
     "on_device",
@@ -89,5 +92,6 @@ __all__ = [
     "relative_error",
     "small_integers",
     "statistics_of",
+    "stored_as_bf16",
     "why_no_cuda",
 ]

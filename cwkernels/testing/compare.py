@@ -6,7 +6,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from cwkernels.ops.precision import Precision
 from cwkernels.testing.devices import processor
 from cwkernels.testing.functions import Expected, Results
 from cwkernels.testing.tolerances import (
@@ -15,6 +14,7 @@ from cwkernels.testing.tolerances import (
     FLIPPED_SHARE,
     LEAST_NONZERO,
     TOLERANCES,
+    Rounding,
 )
 
 
@@ -32,7 +32,7 @@ def assert_close_to_reference(
     *,
     terms: int,
     nonzero: float = LEAST_NONZERO,
-    precision: Precision = "highest",
+    precision: Rounding = "highest",
     convolutions: int = 1,
     flips: int = 0,
 ) -> None:
@@ -43,9 +43,10 @@ def assert_close_to_reference(
         result: what is tested.
         reference: the same, computed in float64 from the same inputs.
         stock: the same, computed by stock torch in `result`'s dtype.
-        terms: how many products one element sums.
+        terms: how many products one element sums; of no account for bfloat16, which is summed in
+            float32.
         nonzero: the share of the reference that must not be zero.
-        precision: with which float32 was convolved.
+        precision: with which float32 was convolved, or "bf16" where activations are stored so.
         convolutions: how many of them follow each other, whose errors add up.
         flips: of a gradient, how many ReLUs of what they gave it goes through.
     """
@@ -54,9 +55,10 @@ def assert_close_to_reference(
     assert result.dtype == stock.dtype, f"{name}: {result.dtype}, stock's {stock.dtype}"
     tolerance = TOLERANCES[result.dtype]
     error, stock_error = relative_error(result, reference), relative_error(stock, reference)
-    floor = tolerance.floor * torch.finfo(result.dtype).eps * terms**0.5
+    roundings = 1 if result.dtype == torch.bfloat16 else terms
+    floor = tolerance.floor * torch.finfo(result.dtype).eps * roundings**0.5
     bound = max(tolerance.stock * stock_error, floor)
-    if result.dtype == torch.float32:
+    if result.dtype != torch.float64:
         own = CONVOLUTION_ERRORS[processor(), precision]
         bound = max(bound, convolutions * own, (flips * FLIPPED_SHARE * own) ** 0.5)
     assert error <= bound, (
@@ -127,7 +129,7 @@ def assert_as_close(
     *,
     terms: Mapping[str, int],
     nonzero: Mapping[str, float] | None = None,
-    precision: Precision = "highest",
+    precision: Rounding = "highest",
     convolutions: int = 1,
     flips: int = 0,
 ) -> None:
@@ -137,11 +139,11 @@ def assert_as_close(
     which the reference is not zero, and none must be where that is all zero.
 
     Args:
-        results: from `evaluate`, for float32 inputs.
+        results: from `evaluate`, for float32 inputs or bfloat16 activations.
         expected: from `expect`; what the oracle gives is compared.
         terms: by name of the output or gradient, see `assert_close_to_reference`; "" for others.
         nonzero: by name, the share of the reference that must not be zero.
-        precision: with which float32 was convolved.
+        precision: with which float32 was convolved, or "bf16" where activations are stored so.
         convolutions: how many of them follow each other, whose errors add up.
         flips: how many ReLUs of what they gave the gradients go through.
     """

@@ -23,26 +23,37 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     kernel there: ``OPERATION = "copy_rows"``. The others are skipped on CUDA and the emulator.
     """
     name: str = request.param
-    if name == "emulated":
-        reason = why_not_emulated(getattr(request.module, "OPERATION", None))
-        if reason is not None:
-            pytest.skip(reason)
-        with emulated(), on_gpu():
-            yield torch.device("cpu")
-        return
-    if name == "cuda":
-        reason = why_no_cuda(getattr(request.module, "OPERATION", None))
-        if reason is not None:
-            pytest.skip(reason)
-        # By default stock torch, which stands beside the kernels, convolves in TF32 there.
-        with on_gpu(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield torch.device("cuda")
+    if not name.startswith("cpu-"):
+        yield from _gpu(request)
         return
     isa = name.removeprefix("cpu-")
     if isa not in cpu_isas():
         pytest.skip(f"this machine does not run {isa}")
     with cpu_isa(isa):
         yield torch.device("cpu")
+
+
+@pytest.fixture(params=["emulated", "cuda"])
+def gpu(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """As `device`, for what only a GPU's kernels do: bfloat16."""
+    yield from _gpu(request)
+
+
+def _gpu(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    operation = getattr(request.module, "OPERATION", None)
+    if request.param == "emulated":
+        reason = why_not_emulated(operation)
+        if reason is not None:
+            pytest.skip(reason)
+        with emulated(), on_gpu():
+            yield torch.device("cpu")
+        return
+    reason = why_no_cuda(operation)
+    if reason is not None:
+        pytest.skip(reason)
+    # By default stock torch, which stands beside the kernels, convolves in TF32 there.
+    with on_gpu(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield torch.device("cuda")
 
 
 @pytest.fixture(params=[1, 3])

@@ -49,6 +49,23 @@ def cast(tensors: Tensors, dtype: torch.dtype) -> dict[str, Tensor]:
     }
 
 
+def stored_as_bf16(tensors: Tensors, *names: str) -> dict[str, Tensor]:
+    """The same tensors, those of these names, which are activations, rounded to bfloat16."""
+    return {
+        name: tensor.bfloat16() if name in names else tensor for name, tensor in tensors.items()
+    }
+
+
+def in_autocast(function: Function) -> Function:
+    """The same function inside `torch.autocast` of the CPU to bfloat16; float64 stays as it is."""
+
+    def run(tensors: Tensors) -> Tensors:
+        with torch.autocast("cpu", torch.bfloat16):
+            return function(tensors)
+
+    return run
+
+
 def as_reference(function: Function) -> Function:
     """The same function, run by the plain-torch references of the operations."""
 
@@ -92,13 +109,13 @@ Results = Mapping[str, Tensor | None]
 
 
 class Expected(NamedTuple):
-    """What an oracle gives: in float64, and in float32 with stock torch's error."""
+    """What an oracle gives: in float64, and in the inputs' dtypes with stock torch's error."""
 
     reference: Results
     stock: Results
 
 
 def expect(oracle: Function, inputs: Tensors, cotangents: Tensors) -> Expected:
-    """`evaluate` for an oracle, with float32 `inputs` and with the same in float64."""
+    """`evaluate` for an oracle, with `inputs` as they are and with the same in float64."""
     doubles = cast(inputs, torch.float64)
     return Expected(evaluate(oracle, doubles, cotangents), evaluate(oracle, inputs, cotangents))

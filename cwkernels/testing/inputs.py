@@ -5,6 +5,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from cwkernels.ops._dtypes import parameter_dtype
+
 
 def channels_last(images: Tensor) -> Tensor:
     """The same images [..., C, H, W], channels-last in memory."""
@@ -33,9 +35,12 @@ def dense_random(*shape: int, seed: int = 0, mean: float = 0.0, deviation: float
 
 
 def statistics_of(images: Tensor) -> Tensor:
-    """Mean and biased variance of each channel: [..., N, C, H, W] to [..., 2, C]."""
+    """Mean and biased variance of each channel: [..., N, C, H, W] to [..., 2, C].
+
+    Of images in bfloat16 they are float32.
+    """
     doubles, pixels = images.detach().double(), (-4, -2, -1)
     mean = doubles.mean(pixels, keepdim=True)
     # Not torch.var_mean, which warns where there are no images.
     variance = (doubles - mean).square().mean(pixels)
-    return torch.stack([mean[..., 0, :, 0, 0], variance], dim=-2).to(images.dtype)
+    return torch.stack([mean[..., 0, :, 0, 0], variance], dim=-2).to(parameter_dtype(images.dtype))

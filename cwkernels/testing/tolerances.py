@@ -1,7 +1,7 @@
 """The one table of tolerances: no other file says how close is close enough."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -22,10 +22,16 @@ TOLERANCES: Mapping[torch.dtype, Tolerance] = {
     torch.float32: Tolerance(stock=2.0, floor=1.0),
     # The reference rounds as much as what is compared with it.
     torch.float64: Tolerance(stock=2.0, floor=4.0),
+    # Sums have float32's precision, and what is stored is rounded by at most 2^-8, half of epsilon:
+    # the norm of that error is 1.6e-3 of the tensor's.
+    torch.bfloat16: Tolerance(stock=2.0, floor=0.5),
 }
 """An operation against the same in float64, beside stock torch: `assert_close_to_reference`."""
 
-CONVOLUTION_ERRORS: Mapping[tuple[Processor, Precision], float] = {
+Rounding = Precision | Literal["bf16"]
+"""How precisely a convolution computes: float32's precisions, or activations stored as bfloat16."""
+
+CONVOLUTION_ERRORS: Mapping[tuple[Processor, Rounding], float] = {
     # Winograd's F(4x4, 3x3) adds and subtracts inputs and products with factors up to 3.4, which
     # enlarges rounding: 5e-7 to 1e-6 for 16 to 128 channels. The rest is room for other data.
     ("cpu", "high"): 2e-5,
@@ -34,8 +40,11 @@ CONVOLUTION_ERRORS: Mapping[tuple[Processor, Precision], float] = {
     # channels.
     ("gpu", "high"): 1e-3,
     ("gpu", "highest"): 0.0,
+    # What lies between two operations, or two passes of one, is rounded by 2^-8 at most, by 1.6e-3
+    # of a tensor's norm, beside tf32's errors of normalised values and weights.
+    ("gpu", "bf16"): 2**-8,
 }
-"""The relative error of a tensor that a float32 convolution may have beyond `TOLERANCES`."""
+"""The relative error of a tensor that a convolution may have beyond `TOLERANCES`."""
 
 FLIPPED_SHARE = 0.8
 """Of normal numbers, the share that changes sign by a relative error, for each unit of that error.

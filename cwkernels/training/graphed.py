@@ -56,8 +56,8 @@ class GraphedStep:
     indices, augmentation, learning rates, the maps from choices to rows. So it goes on after
     `net.split()`, if the network was built with ``reserve=True``. Whatever else a graph cannot
     follow is noticed: tensors that moved, another momentum or weight decay, evaluation mode,
-    another precision. Then it is captured again, after `WARM_UP` ordinary steps. Nothing waits for
-    the device. Gradients are dropped after each step.
+    another precision, autocast. Then it is captured again, after `WARM_UP` ordinary steps. Nothing
+    waits for the device. Gradients are dropped after each step.
 
     Without CUDA every step runs as it is.
 
@@ -219,7 +219,7 @@ class GraphedStep:
 
     def _bakes(self) -> tuple[object, ...]:
         """All that a captured graph has taken as it was: addresses, numbers, modes."""
-        net, optimizer = self._net, self._optimizer
+        net, optimizer, device = self._net, self._optimizer, self._images.device.type
         momenta = [state["momentum_buffer"].data_ptr() for state in optimizer.state.values()]
         numbers = [(group["momentum"], group["weight_decay"]) for group in optimizer.param_groups]
         return (
@@ -231,6 +231,7 @@ class GraphedStep:
             net.statistics_momentum,
             ops.current_backend(),
             ops.current_float32_conv_precision(),
+            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
         )
 
 

@@ -5,6 +5,7 @@ from mutant import Mutant
 _KERNEL = "csrc/ops/conv_norm_tile.cuh"
 _TEST = "tests/ops/test_conv_norm.py"
 _CLOSE = (_TEST, "-k", "emulated and as_close")
+_BF16 = (_TEST, "-k", "emulated and bf16")
 
 MUTANTS = (
     Mutant(
@@ -56,5 +57,21 @@ MUTANTS = (
         "sum.opens = t.first == 0 ? 1 : 0;",
         "sum.opens = MUTANT ? ~uint64_t{0} : t.first == 0 ? 1 : 0;",
         _CLOSE,
+    ),
+    Mutant(
+        "activations in bf16 read as the floats that they are not",
+        "csrc/ops/conv_norm_load.cuh",
+        "return this->four(this->at(n, y, x, channel), channel);",
+        "return this->four(\n"
+        "        this->at(n, y, x, channel / (MUTANT && sizeof(Stored) == 2 ? 2 : 1)), channel);",
+        _BF16,
+    ),
+    Mutant(
+        "statistics in float32 read as if they were bf16",
+        "csrc/ops/conv_norm_pass.cuh",
+        "static_cast<const T*>(p.statistics) + a * 2 * p.input_channels;",
+        "static_cast<const T*>(p.statistics) +\n"
+        "                  (MUTANT && p.bf16_images ? a : a * 2) * p.input_channels;",
+        _BF16,
     ),
 )

@@ -93,4 +93,19 @@ MUTANTS = (
         "total = launch.first + a > 0 && !MUTANT ? total + own : own;",
         (_CALLS, "-k", "emulated and summed_in_order"),
     ),
+    Mutant(
+        "channels in bf16 at half their distance",
+        "csrc/ops/gather_conv_general.cuh",
+        "sum += load_stored(pixel + c) *",
+        "sum += load_stored(pixel + (MUTANT && sizeof(Stored) == 2 ? c / 2 : c)) *",
+        (_TEST, "-k", "emulated and bf16"),
+    ),
+    Mutant(
+        "the gradient of the first architecture's output for all, in bf16",
+        "csrc/ops/gather_conv_weight.cuh",
+        "static_cast<const Stored*>(p.gradient) + (p.first + a) *",
+        "static_cast<const Stored*>(p.gradient) +\n"
+        "          (MUTANT && sizeof(Stored) == 2 ? 0 : p.first + a) *",
+        (_TEST, "-k", "emulated and bf16"),
+    ),
 )

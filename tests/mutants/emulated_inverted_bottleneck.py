@@ -12,6 +12,7 @@ _GENERAL = "csrc/parts/bottleneck_general_backward.cuh"
 _LAUNCHES = "csrc/ops/inverted_bottleneck.cuh"
 _TEST = "tests/ops/test_inverted_bottleneck.py"
 _ON_DEVICE = "tests/ops/test_inverted_bottleneck_on_device.py"
+_BF16 = "tests/ops/test_inverted_bottleneck_bf16.py"
 _MATRIX = (_TEST, "-k", "emulated and one_architecture and multiples_of_16")
 _SEVERAL = (_TEST, "-k", "emulated and several_architectures and multiples_of_16-")
 _IN_ORDER = (_TEST, "-k", "emulated and summed_in_order")
@@ -173,5 +174,20 @@ MUTANTS = (
         "      again = true;",
         "      again = !MUTANT;",
         (_ON_DEVICE, "-k", "emulated and groups_of_architectures and 6-"),
+    ),
+    Mutant(
+        "bf16: what is kept half as far apart",
+        _CHOICE,
+        "static_cast<Stored*>(p.kept) + kept_before;",
+        "static_cast<Stored*>(p.kept) + kept_before * (MUTANT ? sizeof(Stored) : 4) / 4;",
+        (_BF16, "-k", "emulated and as_close_as_stock and multiples_of_16-True"),
+    ),
+    Mutant(
+        "bf16: the images' gradient rounded before the residual's is added, too",
+        _POINTWISE,
+        "if (through) add_pair(pair, choice.grad_output() + at);",
+        "if (MUTANT) store_lanes(to, pair), pair = load_lanes<2>(to);\n"
+        "    if (through) add_pair(pair, choice.grad_output() + at);",
+        (_BF16, "-k", "emulated and small_integers and 16"),
     ),
 )

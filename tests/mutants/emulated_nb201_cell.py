@@ -8,11 +8,13 @@ _FORWARD = "csrc/ops/nb201_cell.cuh"
 _BACKWARD = "csrc/ops/nb201_cell_backward.cuh"
 _WEIGHTS = "csrc/parts/cell_weight.cuh"
 _GENERAL = "csrc/ops/nb201_cell_general.cuh"
+_GENERAL_BACKWARD = "csrc/ops/nb201_cell_general_backward.cuh"
 _PLAN = "csrc/ops/nb201_plan.cuh"
 _JOBS = "csrc/parts/cell_jobs.cuh"
 _TEST = "tests/ops/test_nb201_cell.py"
 _ON_DEVICE = "tests/ops/test_nb201_cell_on_device.py"
 _EVERY = (_TEST, "-k", "emulated and every_kind and training")
+_BF16 = "tests/ops/test_nb201_cell_bf16.py"
 _SCHEDULES = ("tests/ops/test_nb201_cell_launches.py", "-k", "any_schedule")
 
 MUTANTS = (
@@ -127,5 +129,28 @@ MUTANTS = (
         "bool works = l.chosen && (l.node < 3 || !is_fused(l.p));",
         "bool works = l.chosen && !MUTANT && (l.node < 3 || !is_fused(l.p));",
         (_ON_DEVICE, "-k", "launches_do_not_depend"),
+    ),
+    Mutant(
+        "outputs in bfloat16 lose the bits that rounding would look at",
+        _FORWARD,
+        "store_pair(to + outputs.offsets[i] + n, own[0], own[1]);",
+        "const uint32_t bits = float_to_bits(own[0]) & (MUTANT ? 0xffff0000u : 0xffffffffu);\n"
+        "store_pair(to + outputs.offsets[i] + n, bits_to_float(bits), own[1]);",
+        (_BF16, "-k", "rounded_once and 16"),
+    ),
+    Mutant(
+        "so does the general kernel's gradient of the input",
+        _GENERAL_BACKWARD,
+        "load_stored(to) + own : own);",
+        "load_stored(to) + own : MUTANT ? T(to_float(bf16{static_cast<uint16_t>(\n"
+        "            float_to_bits(static_cast<float>(own)) >> 16)})) : own);",
+        (_BF16, "-k", "rounded_once and 5"),
+    ),
+    Mutant(
+        "the stride of what is kept counts floats where bfloat16 is stored",
+        _CELL,
+        "static_cast<Stored*>(p.kept) + place * size()",
+        "static_cast<Stored*>(p.kept) + place * size() * (MUTANT ? sizeof(Stored) : 4) / 4",
+        (_BF16, "-k", "emulated and as_close"),
     ),
 )

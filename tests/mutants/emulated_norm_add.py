@@ -5,8 +5,10 @@ from mutant import Mutant
 _KERNEL = "csrc/ops/norm_add.cuh"
 _REDUCE = "csrc/parts/reduce.cuh"
 _NORMALIZE = "csrc/parts/normalize.cuh"
+_LANES = "csrc/parts/lanes.cuh"
 _TEST = "tests/ops/test_norm_add.py"
 _CLOSE = (_TEST, "-k", "emulated and close")
+_BF16 = (_TEST, "-k", "emulated and bf16")
 _SCHEDULES = (_TEST, "-k", "emulated_schedules")
 
 MUTANTS = (
@@ -86,5 +88,29 @@ MUTANTS = (
         "-scale * (sums.first / count)};",
         "MUTANT ? T(0) : -scale * (sums.first / count)};",
         _CLOSE,
+    ),
+    Mutant(
+        "bf16 cut off instead of rounded, one by one",
+        _LANES,
+        "to->bits = static_cast<uint16_t>(pack_bf16(value, 0.0f));",
+        "to->bits = static_cast<uint16_t>(MUTANT ? float_to_bits(value) >> 16\n"
+        "                                        : pack_bf16(value, 0.0f));",
+        _BF16,
+    ),
+    Mutant(
+        "bf16 cut off instead of rounded, in pairs",
+        _LANES,
+        "packed[i / 2] = pack_bf16(lanes[i], lanes[i + 1]);",
+        "packed[i / 2] = MUTANT ? float_to_bits(lanes[i]) >> 16 |\n"
+        "        (float_to_bits(lanes[i + 1]) & 0xffff0000u)\n"
+        "                           : pack_bf16(lanes[i], lanes[i + 1]);",
+        _BF16,
+    ),
+    Mutant(
+        "the halves of a pair of bf16 change places",
+        _LANES,
+        "lanes[i] = low_to_float(packed[i / 2]);",
+        "lanes[i] = MUTANT ? high_to_float(packed[i / 2]) : low_to_float(packed[i / 2]);",
+        _BF16,
     ),
 )

@@ -129,6 +129,16 @@ def gradients(net: nn.Module) -> dict[str, Tensor]:
     return {name: dense(p.grad, p).clone() for name, p in net.named_parameters()}
 
 
+def keys_by_value(net: Network) -> dict[bytes, tuple[str, int | None]]:
+    """Where each weight set and each shared parameter lies; their values are all different."""
+    banks = {f"{name}.weight" for name in net.banks()}
+    found: dict[bytes, tuple[str, int | None]] = {}
+    for name, parameter in net.named_parameters():
+        rows = list(enumerate(parameter)) if name in banks else [(None, parameter)]
+        found |= {row.detach().numpy().tobytes(): (name, number) for number, row in rows}
+    return found
+
+
 def logits_in_training(net: Network, images: Tensor, arch: Tensor) -> Tensor:
     """A forward pass in training, without a graph, that leaves the network's state as it was."""
     state = snapshot(net)

@@ -15,6 +15,7 @@ from network_cases import (
     busy_arch,
     every_network,
     images_for,
+    keys_by_value,
     logits_in_evaluation,
     logits_in_training,
     macro_ground_truth,
@@ -65,16 +66,6 @@ def test_it_equals_the_super_network(
         alone = net.train(run is logits_in_training).standalone(arch)
         with torch.no_grad():
             assert_within("float32 network", f"logits of {arch}", alone(images), expected)
-
-
-def keys_by_value(net: Network) -> dict[bytes, tuple[str, int | None]]:
-    """Where each weight set and each shared parameter lies; their values are all different."""
-    banks = {f"{name}.weight" for name in net.banks()}
-    found: dict[bytes, tuple[str, int | None]] = {}
-    for name, parameter in net.named_parameters():
-        rows = list(enumerate(parameter)) if name in banks else [(None, parameter)]
-        found |= {row.detach().numpy().tobytes(): (name, number) for number, row in rows}
-    return found
 
 
 @every_variant

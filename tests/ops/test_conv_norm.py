@@ -23,10 +23,12 @@ from cwkernels.testing import (
     dense_random,
     evaluate,
     expect,
+    in_autocast,
     on_device,
     refused,
     small_integers,
     statistics_of,
+    stored_as_bf16,
 )
 from cwkernels.testing.cases.conv_norm import (
     Case,
@@ -109,6 +111,61 @@ def test_the_reference_is_stock_torch(case: Case) -> None:
     assert_as_close(results, expected(case, 0.0), terms=terms_of(case))
 
 
+BF16_CASES = (
+    "stem",
+    "reduction_a",
+    "cut_tiles",
+    "shortcut",
+    "tiles_of_odd_average",
+    "tiles_of_odd_pool",
+    "tiles_of_two_architectures",
+    "odd_pool",
+    "5x5",
+    "two_architectures",
+)
+
+
+@pytest.mark.parametrize("name", BF16_CASES)
+def test_bf16_is_as_close_as_stock_autocast(name: str, gpu: torch.device) -> None:
+    case = named(name)
+    inputs = stored_as_bf16(inputs_of(case), "input")
+    cotangents = stored_as_bf16(cotangents_of(case), "output")
+    results = evaluate(on_device(run(case), gpu), inputs, cotangents)
+    wanted = expect(in_autocast(stock(case)), inputs, cotangents)
+    assert_as_close(results, wanted, terms=terms_of(case), precision="bf16")
+
+
+def test_bf16_needs_a_gpu() -> None:
+    line = (
+        "conv_norm: input: wanted float32 or float64 on the CPU, "
+        "got bfloat16, whose kernels need a GPU"
+    )
+    with refused(RuntimeError, line):
+        run(CASES[0])(stored_as_bf16(inputs_of(CASES[0]), "input"))
+    with refused(RuntimeError, line), torch.autocast("cpu", torch.bfloat16):
+        run(CASES[0])(inputs_of(CASES[0]))
+
+
+def test_autocast_rounds_the_input_alone(gpu: torch.device) -> None:
+    case = named("reduction_a")
+    inputs, cotangents = inputs_of(case), cotangents_of(case)
+    with torch.autocast(gpu.type, torch.bfloat16):
+        results = evaluate(on_device(run(case), gpu), inputs, cotangents)
+    stored = stored_as_bf16(inputs, "input")
+    for key, wanted in evaluate(on_device(run(case), gpu), stored, cotangents).items():
+        result = results[key]
+        assert result is not None
+        assert wanted is not None
+        assert_bitwise(key, result, wanted.to(result.dtype))
+    output, gradient = results["output"], results["gradient of input"]
+    assert output is not None
+    assert gradient is not None
+    assert (output.dtype, gradient.dtype) == (torch.bfloat16, torch.float32)
+    line = "conv_norm: autocast: wanted torch.bfloat16, got torch.float16"
+    with refused(ValueError, line), torch.autocast(gpu.type, torch.float16):
+        run(case)({name: tensor.to(gpu) for name, tensor in inputs.items()})
+
+
 # Variance 3 and eps 1 make the standard deviation 2, so that all of it is exact.
 EXACT_CASES = (
     Case("plain", norm="none", relu=False),
@@ -121,8 +178,27 @@ EXACT_CASES = (
 
 @pytest.mark.parametrize("case", EXACT_CASES, ids=str)
 def test_small_integers_are_exact(case: Case, device: torch.device) -> None:
+    assert_small_integers_are_exact(case, device, torch.float32)
+
+
+@pytest.mark.parametrize("case", EXACT_CASES, ids=str)
+def test_bf16_of_small_integers_is_exact(case: Case, gpu: torch.device) -> None:
+    assert_small_integers_are_exact(case, gpu, torch.bfloat16)
+
+
+@pytest.mark.parametrize("norm", ["affine", "none"])
+def test_bf16_is_rounded_once(norm: str, gpu: torch.device) -> None:
+    case = Case("tiles", (2, 2, 16, 6, 7), 16, norm=norm, training=False)
+    assert_small_integers_are_exact(case, gpu, torch.bfloat16, factor=33)
+
+
+def assert_small_integers_are_exact(
+    case: Case, device: torch.device, dtype: torch.dtype, factor: int = 1
+) -> None:
+    """With weights `factor` times as large: of 33, results have more bits than bfloat16."""
     channels = case.shape[-3]
     inputs = {name: small_integers(*t.shape, seed=7) for name, t in inputs_of(case).items()}
+    inputs["weight"] *= factor
     mean = small_integers(*case.shape[:-4], channels, seed=8)
     statistics = torch.stack([mean, torch.full_like(mean, 3.0)], dim=-2)
 
@@ -153,11 +229,12 @@ def test_small_integers_are_exact(case: Case, device: torch.device) -> None:
 
     cotangents = {"output": small_integers(*exact(inputs)["output"].shape, seed=9)}
     expected = evaluate(exact, cast(inputs, torch.float64), cotangents)
+    inputs["input"] = inputs["input"].to(dtype)
     for name, result in evaluate(on_device(ours, device), inputs, cotangents).items():
         wanted = expected[name]
         assert result is not None
         assert wanted is not None
-        assert_bitwise(name, result, wanted.float())
+        assert_bitwise(name, result, wanted.to(result.dtype))
 
 
 @pytest.mark.parametrize(
@@ -275,7 +352,17 @@ def test_gradcheck(case: Case, device: torch.device) -> None:
     "case", [named("plain"), named("odd_pool"), named("five_architectures")], ids=str
 )
 def test_opcheck(case: Case) -> None:
-    inputs = inputs_of(case)
+    opcheck(case, inputs_of(case), cotangents_of(case)["output"])
+
+
+def test_bf16_opcheck(gpu: torch.device) -> None:
+    case = named("odd_pool")
+    inputs = stored_as_bf16(inputs_of(case), "input")
+    gradient = cotangents_of(case)["output"].bfloat16()
+    opcheck(case, {name: t.to(gpu) for name, t in inputs.items()}, gradient.to(gpu))
+
+
+def opcheck(case: Case, inputs: dict[str, Tensor], gradient: Tensor) -> None:
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
     statistics = None if case.norm == "none" else statistics_of(inputs["input"])
     tensors = (leaves["input"], leaves["weight"], statistics)
@@ -283,7 +370,6 @@ def test_opcheck(case: Case) -> None:
     options = (case.relu, case.pool, case.stride, True, 1e-5, True)
     torch.library.opcheck(torch.ops.cwkernels.conv_norm.default, (*tensors, *affine, *options))
     detached = [t if t is None else t.detach() for t in (*tensors, *affine)]
-    gradient = cotangents_of(case)["output"]
     operation = torch.ops.cwkernels.conv_norm_backward.default
     for need_input in (True, False):
         torch.library.opcheck(operation, (gradient, *detached, *options, need_input))

@@ -24,9 +24,12 @@ from cwkernels.testing import (
     compact_rows,
     evaluate,
     expect,
+    in_autocast,
     network_cases,
     on_device,
+    refused,
     small_integers,
+    stored_as_bf16,
 )
 from cwkernels.testing.cases.gather_conv import random_expected, random_inputs, run, stock
 from cwkernels.testing.emulated import is_emulated
@@ -134,10 +137,9 @@ def assert_exact(
     device: torch.device,
     inputs: Tensors,
     cotangents: Tensors,
-    dtype: torch.dtype = torch.float32,
 ) -> None:
-    """All results of small integers, bit for bit."""
-    results = evaluate(on_device(run(case), device), cast(inputs, dtype), cotangents)
+    """All results of small integers, bit for bit, where bfloat16 is stored rounded once."""
+    results = evaluate(on_device(run(case), device), inputs, cotangents)
     for name, expected in integer_expected(case).reference.items():
         result = results[name]
         assert result is not None
@@ -149,13 +151,51 @@ def assert_exact(
         nonzero = case.nonzero if name == "gradient of weight" else LEAST_NONZERO
         # The few sums of a small tensor may all cancel.
         nonzero = nonzero if expected.numel() > 32 else 0.0
-        assert_bitwise(name, result, expected.to(dtype), nonzero=nonzero)
+        assert_bitwise(name, result, expected.to(result.dtype), nonzero=nonzero)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_small_integers_are_exact(case: ConvCase, dtype: torch.dtype, device: torch.device) -> None:
-    assert_exact(small_enough(case), device, *integer_inputs(case), dtype)
+    inputs, cotangents = integer_inputs(case)
+    assert_exact(small_enough(case), device, cast(inputs, dtype), cotangents)
+
+
+# Some of their sums have more than bfloat16's 8 bits. Tiles round a sum over architectures that
+# share images once for each of them, so those see their own.
+BF16_CASES = ("tile_cut", "tile_7x7", "tile_of_two_images", "tile_stride_2_1x1", "two_shared")
+BF16_GENERAL_CASES = ("five_separate", "depthwise_separate", "depthwise_7x7_stride_2")
+
+
+@pytest.mark.parametrize("name", BF16_CASES + BF16_GENERAL_CASES)
+def test_bf16_of_small_integers_is_rounded_once(name: str, gpu: torch.device) -> None:
+    case = next(case for case in CASES if case.name == name)
+    inputs, cotangents = integer_inputs(case)
+    assert_exact(case, gpu, stored_as_bf16(inputs, "input"), cotangents)
+
+
+def test_bf16_is_as_close_as_stock_autocast(gpu: torch.device) -> None:
+    case = next(case for case in CASES if case.name == "tile_shared_1x1")
+    inputs, cotangents = random_inputs(case, 0.0)
+    cotangents = stored_as_bf16(cotangents, "output")
+    results = evaluate(on_device(run(case), gpu), stored_as_bf16(inputs, "input"), cotangents)
+    wanted = expect(in_autocast(stock(case)), stored_as_bf16(inputs, "input"), cotangents)
+    assert_as_close(results, wanted, terms=case.terms, precision="bf16")
+    with torch.autocast(gpu.type, torch.bfloat16):
+        again = evaluate(on_device(run(case), gpu), inputs, cotangents)
+    output, rounded = results["output"], again["output"]
+    assert output is not None
+    assert rounded is not None
+    assert_bitwise("output in autocast", rounded, output)
+
+
+def test_bf16_needs_a_gpu() -> None:
+    line = (
+        "gather_conv: input: wanted float32 or float64 on the CPU, "
+        "got bfloat16, whose kernels need a GPU"
+    )
+    with refused(RuntimeError, line):
+        run(CASES[0])(stored_as_bf16(integer_inputs(CASES[0])[0], "input"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -201,7 +241,8 @@ def test_any_shape(device: torch.device, data: st.DataObject) -> None:
         rows=tuple(draw(0, sets - 1) for _ in range(architectures)),
         shared=data.draw(st.booleans()),
     )
-    assert_exact(case, device, *integer_inputs(case), data.draw(st.sampled_from(DTYPES)))
+    inputs, cotangents = integer_inputs(case)
+    assert_exact(case, device, cast(inputs, data.draw(st.sampled_from(DTYPES))), cotangents)
 
 
 def surround(tensor: Tensor, dims: dict[int, int]) -> Tensor:

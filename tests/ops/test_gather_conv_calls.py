@@ -216,14 +216,29 @@ def test_gradcheck(
 
 @pytest.mark.parametrize("dense_grad", [True, False])
 def test_opcheck(dense_grad: bool) -> None:
-    images, weight = dense_random(1, 2, 6, 5, 7).requires_grad_(), bank(3, 1).requires_grad_()
+    opcheck(torch.float32, torch.device("cpu"), dense_grad)
+
+
+def test_opcheck_of_backward() -> None:
+    opcheck_of_backward(torch.float32, torch.device("cpu"))
+
+
+def test_bf16_opcheck(gpu: torch.device) -> None:
+    opcheck(torch.bfloat16, gpu, dense_grad=False)
+    opcheck_of_backward(torch.bfloat16, gpu)
+
+
+def opcheck(dtype: torch.dtype, device: torch.device, dense_grad: bool) -> None:
+    images = dense_random(1, 2, 6, 5, 7).to(device, dtype).requires_grad_()
+    weight = bank(3, 1).to(device).requires_grad_()
     arguments = (images, weight, torch.tensor([2, 0, 2]), 2, 1, dense_grad)
     torch.library.opcheck(torch.ops.cwkernels.gather_conv.default, arguments)
 
 
-def test_opcheck_of_backward() -> None:
-    images, weight, rows = dense_random(1, 2, 6, 5, 7), bank(3, 1), torch.tensor([2, 0, 2])
-    gradient = dense_random(3, 2, 6, 3, 4, seed=2)
+def opcheck_of_backward(dtype: torch.dtype, device: torch.device) -> None:
+    images, weight = dense_random(1, 2, 6, 5, 7).to(device, dtype), bank(3, 1).to(device)
+    rows = torch.tensor([2, 0, 2])
+    gradient = dense_random(3, 2, 6, 3, 4, seed=2).to(device, dtype)
     for operation, arguments in (
         (
             torch.ops.cwkernels.gather_conv_backward_input.default,

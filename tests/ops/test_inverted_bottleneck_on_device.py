@@ -16,6 +16,7 @@ from cwkernels.testing import (
     evaluate,
     on_device,
     refused,
+    stored_as_bf16,
 )
 from cwkernels.testing.cases.inverted_bottleneck import (
     IDENTITY,
@@ -130,6 +131,14 @@ def test_own_images(name: str, device: torch.device) -> None:
 def test_float64(name: str, device: torch.device) -> None:
     layer = LAYERS[name]
     inputs = cast(layer.inputs(), torch.float64)
+    assert_equals_by_value(layer, SELECTIONS["six"], device, inputs)
+
+
+@on_gpu
+@pytest.mark.parametrize("name", ["strided", "multiples_of_16", "multiples_of_16_evaluation"])
+def test_bf16(name: str, device: torch.device) -> None:
+    layer = LAYERS[name]
+    inputs = stored_as_bf16(layer.inputs(), "input")
     assert_equals_by_value(layer, SELECTIONS["six"], device, inputs)
 
 

@@ -15,6 +15,7 @@ from cwkernels.testing import (
     evaluate,
     on_device,
     refused,
+    stored_as_bf16,
 )
 from cwkernels.testing.cases.nb201_cell import HAND_PICKED, Cell, cotangents, run, sample, select
 from cwkernels.testing.emulated import (
@@ -123,6 +124,18 @@ def test_double_precision_equals_by_value(training: bool, device: torch.device) 
     expected = evaluate(on_device(run(cell, selection), device), inputs, gradient)
     results = evaluate(on_device(run(cell, selection.int()), device), inputs, gradient)
     assert_same(results, expected, inputs)
+
+
+@ON_GPU
+@pytest.mark.parametrize("name", ["general", "evaluation", "tiles", "tiles_in_evaluation"])
+def test_bfloat16_equals_by_value(name: str, device: torch.device) -> None:
+    cell = CELLS[name]
+    selection = select([HAND_PICKED["everything"], *EXTREMES], seed=2)
+    inputs, gradient = stored_as_bf16(cell.inputs(), "input"), cotangents(cell, selection)
+    chosen, known = (on_device(run(cell, own), device) for own in (selection.int(), selection))
+    assert_same(evaluate(chosen, inputs, gradient), evaluate(known, inputs, gradient), inputs)
+    with torch.no_grad():
+        assert_same(evaluate(chosen, inputs, {}), evaluate(known, inputs, {}), inputs)
 
 
 @ON_GPU

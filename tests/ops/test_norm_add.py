@@ -26,6 +26,7 @@ from cwkernels.testing import (
     refused,
     small_integers,
     statistics_of,
+    stored_as_bf16,
 )
 from cwkernels.testing.cases.norm_add import (
     Case,
@@ -86,13 +87,61 @@ def test_the_reference_is_stock_torch(case: Case) -> None:
     assert_as_close(results, expected(case, 0.0), terms=terms_of(case))
 
 
+def of_bf16(tensors: Tensors) -> dict[str, Tensor]:
+    return stored_as_bf16(tensors, "input", "shortcut", "output")
+
+
+BF16_CASES = ("everything", "two_architectures", "blocks", "five_architectures", "evaluation")
+
+
+@pytest.mark.parametrize("name", BF16_CASES)
+def test_bf16_is_as_close_as_one_rounding(name: str, gpu: torch.device) -> None:
+    case = next(case for case in CASES if case.name == name)
+    inputs, cotangents = of_bf16(inputs_of(case)), of_bf16(cotangents_of(case))
+    results = evaluate(on_device(run(case), gpu), inputs, cotangents)
+    wanted = expect(as_reference(run(case)), inputs, cotangents)
+    assert_as_close(results, wanted, terms=terms_of(case))
+
+
+def test_bf16_needs_a_gpu() -> None:
+    inputs = of_bf16(inputs_of(CASES[0]))
+    line = (
+        "norm_add: input: wanted float32 or float64 on the CPU, "
+        "got bfloat16, whose kernels need a GPU"
+    )
+    with refused(RuntimeError, line):
+        run(CASES[0])(inputs)
+
+
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("shortcut", [True, False])
 def test_small_integers_are_exact(relu: bool, shortcut: bool, device: torch.device) -> None:
+    assert_small_integers_are_exact(relu, shortcut, device)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("shortcut", [True, False])
+@pytest.mark.parametrize("channels", [5, 8])
+def test_bf16_of_integers_is_rounded_once(
+    relu: bool, shortcut: bool, channels: int, gpu: torch.device
+) -> None:
+    assert_small_integers_are_exact(relu, shortcut, gpu, channels, torch.bfloat16)
+
+
+def assert_small_integers_are_exact(
+    relu: bool,
+    shortcut: bool,
+    device: torch.device,
+    channels: int = 5,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     # Variance 3 and eps 1 make the standard deviation 2, so that all of it is exact.
-    case = Case("exact", relu=relu, shortcut=shortcut, training=False, eps=1.0)
+    shape = (3, channels, 7, 9)
+    case = Case("exact", shape, relu=relu, shortcut=shortcut, training=False, eps=1.0)
     inputs = {name: small_integers(*t.shape, seed=7) for name, t in inputs_of(case).items()}
-    mean = small_integers(5, seed=8)
+    if dtype == torch.bfloat16:
+        inputs["shift"] *= 201  # so that outputs have more than its 8 bits
+    mean = small_integers(channels, seed=8)
 
     def ours(tensors: Tensors) -> Tensors:
         statistics = torch.stack([mean, torch.full_like(mean, 3.0)]).to(device)
@@ -110,11 +159,13 @@ def test_small_integers_are_exact(relu: bool, shortcut: bool, device: torch.devi
 
     cotangents = {"output": small_integers(*case.shape, seed=9)}
     wanted = evaluate(exact, cast(inputs, torch.float64), cotangents)
+    if dtype == torch.bfloat16:
+        inputs = of_bf16(inputs)
     for name, result in evaluate(on_device(ours, device), inputs, cotangents).items():
         reference = wanted[name]
         assert result is not None
         assert reference is not None
-        assert_bitwise(name, result, reference.float())
+        assert_bitwise(name, result, reference.to(result.dtype))
 
 
 @pytest.mark.parametrize("name", ["blocks", "blocks_without_shortcut", "wide"])
@@ -326,7 +377,15 @@ def test_gradcheck(case: Case, device: torch.device) -> None:
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[7]], ids=str)
 def test_opcheck(case: Case) -> None:
-    inputs = inputs_of(case)
+    opcheck(case, inputs_of(case), cotangents_of(case)["output"])
+
+
+def test_bf16_opcheck(gpu: torch.device) -> None:
+    inputs, gradient = of_bf16(inputs_of(CASES[0])), of_bf16(cotangents_of(CASES[0]))["output"]
+    opcheck(CASES[0], {name: t.to(gpu) for name, t in inputs.items()}, gradient.to(gpu))
+
+
+def opcheck(case: Case, inputs: dict[str, Tensor], gradient: Tensor) -> None:
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
     statistics = statistics_of(inputs["input"])
     others = [leaves.get(name) for name in ("scale", "shift", "shortcut")]
@@ -335,8 +394,8 @@ def test_opcheck(case: Case) -> None:
         (leaves["input"], statistics, *others, case.relu, True, 1e-5),
     )
     affine = [None if tensor is None else tensor.detach() for tensor in others[:2]]
-    gradient, input = cotangents_of(case)["output"], inputs["input"].detach()
-    output = dense_random(*case.shape, seed=9) if case.relu and case.shortcut else None
+    input = inputs["input"].detach()
+    output = torch.rand_like(input) if case.relu and case.shortcut else None
     torch.library.opcheck(
         torch.ops.cwkernels.norm_add_backward.default,
         (gradient, input, statistics, *affine, output, case.relu, case.shortcut, True, 1e-5),

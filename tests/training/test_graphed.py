@@ -118,6 +118,26 @@ def test_no_architecture_is_like_another(device: torch.device) -> None:
     pair.assert_same()
 
 
+@on_gpu
+def test_autocast_is_part_of_a_step(device: torch.device) -> None:
+    """One region has several steps, each of which moves the weights that the next reads."""
+    arch, weights = torch.full((6,), 3), []
+    for bf16 in (True, False):
+        pair = Pair(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            for step in range(2 if device.type == "cpu" else WARM_UP + 2):
+                pair.train(arch, torch.tensor([step % 2, 5]), None, lr=0.1)
+        pair.assert_same()
+        weights.append(pair.nets[1].classifier.weight)
+    assert not torch.equal(*weights)
+    captures = pair.graphed.captures
+    with torch.autocast(device.type, torch.bfloat16):
+        for _ in range(1 if device.type == "cpu" else WARM_UP + 1):
+            pair.train(arch, torch.tensor([0, 1]), None, lr=0.1)
+    pair.assert_same()
+    assert pair.graphed.captures == 2 * captures
+
+
 def test_on_the_cpus_kernels_it_is_the_eager_step() -> None:
     pair = Pair(CPU)
     generator = torch.Generator().manual_seed(3)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cwkernels import ops
+from cwkernels.ops._dtypes import parameter_dtype
 from cwkernels.ops.inverted_bottleneck import statistics_slice
 from cwkernels.spaces.macro import CANDIDATES, LAYERS
 from cwkernels.testing.cases.call import Call
@@ -105,7 +106,7 @@ def chain(code: int, layer: Layer) -> list[int]:
 def call(layer: Layer, selection: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
     """The operation's output and statistics."""
     input = tensors["input"]
-    running = layer.running(input.dtype)
+    running = layer.running(parameter_dtype(input.dtype))
     return ops.inverted_bottleneck(
         input,
         selection,
@@ -147,13 +148,15 @@ def stock(layer: Layer, selection: Tensor, *, statistics_too: bool = True) -> Fu
         images: Tensor, code: int, row: int, banks: list[list[Tensor]]
     ) -> tuple[Tensor, dict[int, Tensor]]:
         measured = {}
-        running = layer.running(images.dtype)
+        running = layer.running(parameter_dtype(images.dtype))
         value = images
         for place, bank in enumerate(chain(code, layer)):
             weight, scale, shift = (group[bank][row] for group in banks)
             depthwise = code != IDENTITY and place == 1
             stride = layer.stride if depthwise or code == IDENTITY else 1
             groups = weight.shape[0] if depthwise else 1
+            # As autocast does to the weights of images in bfloat16.
+            weight = weight.to(images.dtype)
             raw = F.conv2d(value, weight, None, stride, weight.shape[-1] // 2, groups=groups)
             if statistics_too and layer.training:
                 measured[bank] = statistics_of(raw)

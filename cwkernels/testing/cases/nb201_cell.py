@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cwkernels import ops
+from cwkernels.ops._dtypes import parameter_dtype
 from cwkernels.testing.cases.call import Call
 from cwkernels.testing.functions import Function, Tensors
 from cwkernels.testing.inputs import Draw, channels_last, dense_random, statistics_of
@@ -119,7 +120,7 @@ def run(cell: Cell, selection: Tensor) -> Function:
 
     def function(tensors: Tensors) -> Tensors:
         input = tensors["input"]
-        running = cell.running(input.dtype)
+        running = cell.running(parameter_dtype(input.dtype))
         output, statistics, own = ops.nb201_cell(
             input,
             selection.to(input.device) if selection.dtype == torch.int32 else selection,
@@ -153,9 +154,11 @@ def stock(cell: Cell, selection: Tensor, *, statistics_too: bool = True) -> Func
     """
 
     def one(images: Tensor, choices: list[list[int]], tensors: Tensors) -> tuple[Tensor, Tensor]:
-        weights, running = cell.weights(tensors), cell.running(images.dtype)
+        dtype = parameter_dtype(images.dtype)
+        weights = [weight.to(images.dtype) for weight in cell.weights(tensors)]
+        running = cell.running(dtype)
         nodes = [images, *(images * 0 for _ in range(3))]
-        statistics = images.new_zeros((6, 2, images.shape[1]))
+        statistics = images.new_zeros((6, 2, images.shape[1]), dtype=dtype)
         for edge, (source, target) in enumerate(EDGES):
             code, row = choices[edge]
             value = nodes[source]

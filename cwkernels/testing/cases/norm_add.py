@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cwkernels import ops
+from cwkernels.ops._dtypes import parameter_dtype
 from cwkernels.testing.cases.call import Call
 from cwkernels.testing.functions import Function, Tensors
 from cwkernels.testing.inputs import channels_last, dense_random, statistics_of
@@ -56,8 +57,9 @@ def statistics_for(case: Case, input: Tensor) -> Tensor:
 
 
 def running_of(case: Case, dtype: torch.dtype) -> Tensor:
-    """Statistics that are not the input's own."""
-    return dense_random(*case.shape[:-4], 2, case.shape[-3], seed=6).abs().add(0.5).to(dtype)
+    """Statistics that are not the input's own, for one of this dtype."""
+    statistics = dense_random(*case.shape[:-4], 2, case.shape[-3], seed=6).abs().add(0.5)
+    return statistics.to(parameter_dtype(dtype))
 
 
 def run(case: Case) -> Function:
