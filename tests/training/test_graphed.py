@@ -13,8 +13,9 @@ from cwkernels.networks import SuperNetwork
 from cwkernels.ops.device_faults import fault_of
 from cwkernels.testing import assert_bitwise, refused
 from cwkernels.testing.emulated import emulated, emulated_launches, why_not_emulated
-from cwkernels.training import EagerStep, GraphedStep
+from cwkernels.training import GraphedStep
 from cwkernels.training.graphed import WARM_UP
+from cwkernels.training.step import train_batch
 
 OPERATION = "select"
 on_gpu = pytest.mark.parametrize("device", ["emulated", "cuda"], indirect=True)
@@ -42,7 +43,6 @@ class Pair:
         self.images, self.labels = data(device)
         self.nets = [network(device) for _ in range(2)]
         self.optimizers = [cw.optim.SGD(net, lr=0.1) for net in self.nets]
-        self.eager = EagerStep(self.nets[0], self.optimizers[0])
         self.graphed = GraphedStep(
             self.nets[1],
             self.optimizers[1],
@@ -68,9 +68,10 @@ class Pair:
         own = augmentation and augmentation.to(device)
         batch = make_batch(self.images, chosen, own)
         archs = arch if arch.dim() == 2 else arch[None]
-        wanted = self.eager(batch, self.labels[chosen], archs).loss
-        loss = self.graphed.step(arch, indices, augmentation)
-        assert_bitwise("loss", loss.cpu(), wanted.cpu())
+        wanted = train_batch(self.nets[0], self.optimizers[0], batch, self.labels[chosen], archs)
+        got = self.graphed.step(arch, indices, augmentation)
+        assert_bitwise("loss", got.loss.cpu(), wanted.loss.cpu())
+        assert int(got.correct) == int(wanted.correct)
 
     def assert_same(self) -> None:
         states = [net.state_dict() for net in self.nets]
@@ -145,7 +146,8 @@ class Stock(TorchDispatchMode):
 
 
 # What torch itself launches in a step: labels, pooling, the linear layer and the loss, the sum of
-# the gradients that meet before a reduction, and the rows of all batch norms side by side.
+# the gradients that meet before a reduction, the rows of all batch norms side by side, and how many
+# predictions were right.
 STOCK = {
     "index_select": 1,
     "mean": 1,
@@ -156,7 +158,9 @@ STOCK = {
     "nll_loss_backward": 1,
     "_log_softmax_backward_data": 1,
     "mm": 2,
-    "sum": 1,
+    "sum": 2,
+    "argmax": 1,
+    "eq": 1,
     "div": 1,
     "add": 2,
     "stack": 1,
