@@ -72,7 +72,7 @@ class GraphedStep:
 
     Args:
         net: the network, in training mode at each step.
-        optimizer: of this network, with ``unselected="untouched"``.
+        optimizer: of this network.
         images: uint8 [M, 3, H, W], all images, on the device of the network.
         labels: int64 [M] there.
         batch_size: N, images in a step.
@@ -232,12 +232,13 @@ class GraphedStep:
     def _bakes(self) -> tuple[object, ...]:
         """All that a captured graph has taken as it was: addresses, numbers, modes."""
         net, optimizer = self._net, self._optimizer
-        momenta = [state["momentum_buffer"].data_ptr() for state in optimizer.state.values()]
+        states = [list(state.values()) for state in optimizer.state.values()]
+        kept = [own.data_ptr() for state in states for own in state if isinstance(own, Tensor)]
         numbers = [(group["momentum"], group["weight_decay"]) for group in optimizer.param_groups]
         return (
             [tensor.data_ptr() for tensor in self._tensors],
             [map.data_ptr() for map in net.maps_on_device()],
-            momenta,
+            kept,
             numbers,
             net.training,
             net.statistics_momentum,

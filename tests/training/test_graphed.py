@@ -1,6 +1,7 @@
 """GraphedStep beside the eager step by value: on the emulator as it is, on CUDA captured."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import cwkernels as cw
 from cwkernels.data.augment import Augmentation, draw_augmentation, make_batch
 from cwkernels.networks import SuperNetwork
 from cwkernels.ops.device_faults import fault_of
+from cwkernels.optim import MomentumBuffers
 from cwkernels.testing import assert_bitwise, refused
 from cwkernels.testing.emulated import emulated, emulated_launches, why_not_emulated
 from cwkernels.training import GraphedStep
@@ -39,10 +41,12 @@ def data(device: torch.device) -> tuple[Tensor, Tensor]:
 class Pair:
     """The same network twice: one trained by the eager step, by value, one by a GraphedStep."""
 
-    def __init__(self, device: torch.device, architectures: int | None = None) -> None:
+    def __init__(
+        self, device: torch.device, architectures: int | None = None, **recipe: Any
+    ) -> None:
         self.images, self.labels = data(device)
         self.nets = [network(device) for _ in range(2)]
-        self.optimizers = [cw.optim.SGD(net, lr=0.1) for net in self.nets]
+        self.optimizers = [cw.optim.SGD(net, lr=0.1, **recipe) for net in self.nets]
         self.graphed = GraphedStep(
             self.nets[1],
             self.optimizers[1],
@@ -199,14 +203,25 @@ def test_a_choice_out_of_range_is_raised_by_a_later_step(device: torch.device) -
 
 
 @on_gpu
-def test_zero_gradients_of_what_did_not_run_are_refused(device: torch.device) -> None:
-    images, labels = data(device)
-    net = network(device)
-    optimizer = cw.optim.SGD(net, unselected="zero_grad")
-    step = GraphedStep(net, optimizer, images, labels, batch_size=N)
-    wanted = "SGD.step: unselected='zero_grad': wanted architectures on the CPU"
-    with refused(RuntimeError, wanted):
-        step.step(torch.zeros(6, dtype=torch.int64), torch.tensor([0, 1]))
+@pytest.mark.parametrize("buffers", ["per_set", "per_candidate"])
+def test_candidates_once_trained_coast(buffers: MomentumBuffers, device: torch.device) -> None:
+    """ "zero_grad" beside the eager step, which knows all rows on the host, across a split."""
+    pair = Pair(device, 2, unselected="zero_grad", momentum_buffers=buffers)
+    none, one, three, zero = [1] * 6, [2, 1, 1, 1, 1, 2], [1, 1, 3, 3, 1, 1], [0] * 6
+    steps = ([none, none], [one, zero], [three, none], [none, one])
+    for step, archs in enumerate(steps * (1 if device.type == "cpu" else WARM_UP)):
+        if step == 2:
+            pair.split()
+        pair.train(torch.tensor(archs), torch.tensor([step, 0]), None, lr=0.1)
+        pair.assert_same()
+    used = {
+        name
+        for name, bank in pair.nets[1].banks().items()
+        if pair.optimizers[1].has_trained(bank.weight)
+    }
+    edges = {"edge_0_1.nor_conv_1x1", "edge_2_3.nor_conv_1x1"}
+    edges |= {"edge_1_2.nor_conv_3x3", "edge_0_3.nor_conv_3x3"}
+    assert {".".join(name.split(".")[2:4]) for name in used} == edges
 
 
 def test_bad_input_is_refused() -> None:
