@@ -4,14 +4,13 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from math import isfinite
-from typing import cast
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cwkernels.data import Batches, Draw
 from cwkernels.networks import SuperNetwork
 from cwkernels.optim import SGD
+from cwkernels.training.average import averaged_network, make_average, update_average
 from cwkernels.training.callbacks import Callback
 from cwkernels.training.first_use import FirstUse
 from cwkernels.training.make_step import step_of_device
@@ -75,7 +74,7 @@ class Trainer:
             unselected=self.recipe.unselected,
             momentum_buffers=self.recipe.momentum_buffers,
         )
-        self.average = _averaged(net, self.recipe.ema_decay)
+        self.average = make_average(net, self.recipe.ema_decay)
         on_first_use = self.recipe.new_sets == "on_first_use"
         self.first_use = FirstUse(net, self.optimizer) if on_first_use else None
         self.step = 0
@@ -150,7 +149,7 @@ class Trainer:
             self.first_use.visit(archs)
         outcome = self._train(draw, archs)
         if self.average is not None:
-            self.average.update_parameters(self.net)
+            update_average(self.average, self.net)
         self.loss += outcome.loss
         self.correct += outcome.correct
         self.step += 1
@@ -190,17 +189,6 @@ class Trainer:
         if self.average is None:
             return own, None
         return own, validate(averaged_network(self.average), self.batches)
-
-
-def averaged_network(average: AveragedModel) -> SuperNetwork:
-    """The network whose weights are the average."""
-    return cast(SuperNetwork, average.module)
-
-
-def _averaged(net: SuperNetwork, decay: float) -> AveragedModel | None:
-    if not decay:
-        return None
-    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 def _check(net: SuperNetwork, batches: Batches, recipe: Recipe) -> None:

@@ -46,7 +46,7 @@ TRAINING = (
     Mutant(
         "the average is not moved",
         _TRAINER,
-        "self.average.update_parameters(self.net)",
+        "update_average(self.average, self.net)",
         "pass",
         _AVERAGE,
     ),

@@ -1,5 +1,6 @@
 """GraphedStep beside the eager step by value: on the emulator as it is, on CUDA captured."""
 
+import copy
 from collections import Counter
 from typing import Any
 
@@ -130,6 +131,22 @@ def test_on_the_cpus_kernels_it_is_the_eager_step() -> None:
         pair.train(arch, torch.tensor([4, 4]), draw_augmentation(N, generator), lr=0.1)
         pair.split()
     pair.assert_same()
+
+
+@pytest.mark.parametrize("reserve", [True, False])
+def test_a_graph_notices_what_it_cannot_follow(reserve: bool) -> None:
+    """A split that moves tensors, or a state that was loaded; with reserve a split moves none."""
+    images, labels = data(CPU)
+    net = cw.networks.nb201(cw.spaces.nb201("full"), cells_per_stage=1, reserve=reserve)
+    optimizer = cw.optim.SGD(net)
+    step = GraphedStep(net, optimizer, images, labels, batch_size=N)
+    before = step._bakes()
+    net.split()
+    assert (step._bakes() == before) is reserve
+    step.step(torch.full((6,), 3), torch.tensor([0, 1]))
+    before = step._bakes()
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert step._bakes() != before
 
 
 class Stock(TorchDispatchMode):
