@@ -34,6 +34,14 @@ class _Gathered(NamedTuple):
         self.rows.append(rows)
 
 
+class _Slots(NamedTuple):
+    """A bank whose gradient has a row for each architecture, or -1."""
+
+    parameter: Tensor
+    bank: Bank
+    grad: Tensor
+
+
 class SGD(Optimizer):
     """`torch.optim.SGD` with momentum for banks: only the rows that a batch selected move.
 
@@ -121,6 +129,8 @@ class SGD(Optimizer):
                         f"{bank.decision}): wanted {list(wanted)}, got {list(got)}"
                     )
                 state["splits"] = bank.splits
+                if "trained" in state:  # torch gives what it loads the parameter's dtype
+                    state["trained"] = state["trained"].bool()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -157,10 +167,21 @@ class SGD(Optimizer):
                 if (bank := self._banks.get(id(parameter))) is not None:
                     self._follow_splits(parameter, bank)
 
+    def has_trained(self, parameter: Tensor) -> bool:
+        """Whether a parameter has had a gradient in a step so far; until then it has no momentum.
+
+        Where only the device knows, this waits for it.
+        """
+        if not (state := self.state.get(parameter)):
+            return False
+        return bool(state.get("trained", True))
+
     def _gathered(self, parameters: list[Tensor]) -> _Gathered:
         """All that moves, of one group."""
         gathered = _Gathered([], [], [], [])
         live: dict[int, Tensor] = {}
+        on_device = self._unselected == "zero_grad" and _is_of_device(self._last_rows)
+        slots: list[_Slots] = []
         for parameter in parameters:
             grad = parameter.grad
             bank = self._banks.get(id(parameter))
@@ -169,8 +190,12 @@ class SGD(Optimizer):
             if bank is None or (grad is not None and not grad.is_sparse):
                 if grad is not None:
                     gathered.add(parameter, self._dense_momentum(parameter, bank), grad, WHOLE)
-            else:
+            elif not on_device:
                 self._gather_rows(gathered, parameter, bank, live)
+            elif grad is not None:
+                slots.append(_Slots(parameter, bank, grad))
+        if slots:
+            self._gather_slots(gathered, slots)
         return gathered
 
     def _like_momentum(self, parameter: Tensor, bank: Bank | None) -> Tensor:
@@ -207,25 +232,60 @@ class SGD(Optimizer):
         idle_too = self._unselected == "zero_grad"
         if grad is not None and grad._nnz():
             rows, values = grad._indices(), grad._values()
-        elif idle_too and parameter in self.state:
+        elif idle_too and self.has_trained(parameter):
             rows, values = WHOLE[None, :0], parameter[:0]
         else:
             return
+        momentum = self._momentum(parameter, bank)
         if idle_too:
+            if "trained" in self.state[parameter]:
+                self.state[parameter]["trained"].fill_(True)
             if bank.decision not in live:
                 live[bank.decision] = self._live_rows(bank).to(rows.device)
             # Behind those that have gradients: these have none.
             rows = torch.cat([rows[0], live[bank.decision]])
-        gathered.add(parameter, self._momentum(parameter, bank), values, rows)
+        gathered.add(parameter, momentum, values, rows)
+
+    def _gather_slots(self, gathered: _Gathered, slots: list[_Slots]) -> None:
+        """The same with "zero_grad" where only the device knows the rows: none is read here.
+
+        A slot without a row is -1, so whether a candidate was ever trained lies on the device, too.
+        """
+        sizes = sorted({own.grad._nnz() for own in slots})
+        if len(sizes) > 1:
+            raise RuntimeError(
+                "SGD.step: unselected='zero_grad': wanted gradients of the same passes in all "
+                f"banks, got {sizes} slots"
+            )
+        flags = [self._trained_flag(own.parameter) for own in slots]
+        momenta = [self._momentum(own.parameter, own.bank) for own in slots]
+        selected = torch.stack([own.grad._indices()[0] for own in slots])
+        trained = torch.stack(flags) | (selected >= 0).any(1)
+        torch._foreach_copy_(flags, list(trained.unbind()))
+        live = torch.stack([self._live_rows(own.bank) for own in slots])
+        # Behind those that have gradients, as above.
+        rows = torch.cat([selected, torch.where(trained[:, None], live, -1)], 1).unbind()
+        for i, own in enumerate(slots):
+            gathered.add(own.parameter, momenta[i], own.grad._values(), rows[i])
+
+    def _trained_flag(self, parameter: Tensor) -> Tensor:
+        """Whether a bank was ever trained, a bool on the device."""
+        state = self.state[parameter]
+        known = bool(state)
+        if "trained" not in state:
+            state["trained"] = torch.full((), known, dtype=torch.bool, device=parameter.device)
+        flag: Tensor = state["trained"]
+        return flag
+
+    @property
+    def _last_rows(self) -> Tensor | None:
+        """The rows [D, A] that decisions read in the last forward pass in training."""
+        last: Tensor | None = getattr(self._net, "last_rows", None)
+        return last
 
     def _live_rows(self, bank: Bank) -> Tensor:
-        """The rows that the bank's decision read in the last forward pass in training."""
-        last: Tensor | None = getattr(self._net, "last_rows", None)
-        if last is not None and last.dtype == torch.int32:
-            raise RuntimeError(
-                "SGD.step: unselected='zero_grad': wanted architectures on the CPU, got some that "
-                "only the device knows"
-            )
+        """Those of the bank's decision."""
+        last = self._last_rows
         return WHOLE[:0] if last is None else last[bank.decision]
 
     def _follow_splits(self, parameter: Tensor, bank: Bank) -> None:
@@ -264,6 +324,11 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         wanted = " or ".join(map(repr, choices))
         raise ValueError(f"SGD: {name}: wanted {wanted}, got {value!r}")
+
+
+def _is_of_device(rows: Tensor | None) -> bool:
+    """Whether the host does not know them: see `SuperNetwork.last_rows`."""
+    return rows is not None and rows.dtype == torch.int32
 
 
 def _banks_of(net: nn.Module) -> dict[int, Bank]:

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     going_on = options.resume and (options.run / CONFIG).exists()
     given = options.config is not None or options.set
     directory = load_run(options.run) if going_on else create_run(options.run, config)
-    if going_on and given and config.resolved() != directory.config:
+    if going_on and given and config.resolved() != directory.config.resolved():
         raise ValueError(f"train: --resume: wanted the config of {options.run}, got another one")
     with directory.locked():
         _train(directory)

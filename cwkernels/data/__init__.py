@@ -13,7 +13,12 @@ from cwkernels.data.augment import (
     make_batch,
     normalize,
 )
-from cwkernels.data.batches import Batches, evaluation_batches, training_validation_indices
+from cwkernels.data.batches import (
+    Batches,
+    Draw,
+    evaluation_batches,
+    training_validation_indices,
+)
 from cwkernels.data.cifar10 import load_cifar10
 from cwkernels.data.dataset import Cifar10
 from cwkernels.data.generated import generate_cifar10
@@ -24,6 +29,7 @@ __all__ = [
     "Augmentation",
     "Batches",
     "Cifar10",
+    "Draw",
     "augment",
     "draw_augmentation",
     "evaluation_batches",

@@ -1,11 +1,12 @@
 """Training, validation and recalibration batches."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cwkernels.data.augment import draw_augmentation, make_batch
+from cwkernels.data.augment import Augmentation, draw_augmentation, make_batch
 from cwkernels.data.checks import require, require_images, require_vector
 from cwkernels.data.dataset import Cifar10
 from cwkernels.data.seeds import DIVISION, EPOCH, seeded_generator
@@ -61,6 +62,18 @@ def evaluation_batches(
     return ((make_batch(images, chunk, None), labels[chunk]) for chunk in chunks)
 
 
+class Draw(NamedTuple):
+    """What a training batch is made of.
+
+    Attributes:
+        indices: int64 ``[B]`` on the device, its images.
+        augmentation: B draws there.
+    """
+
+    indices: Tensor
+    augmentation: Augmentation
+
+
 class Batches:
     """The batches of one run, a pure function of its seed.
 
@@ -81,6 +94,8 @@ class Batches:
         training_indices: int64 ``[count − validation]`` on the CPU, in the permutation's order.
         validation_indices: int64 ``[validation]`` on the CPU.
         source: ``data.source``.
+        images: uint8 ``[count, 3, H, W]`` on the device, those that train and those that validate.
+        labels: int64 ``[count]`` there.
 
     Raises:
         ValueError: a count that does not fit, or a negative seed.
@@ -106,8 +121,8 @@ class Batches:
         self.batch_size = batch_size
         self.source = data.source
         self.device = data.train_images.device if device is None else torch.device(device)
-        self._images = data.train_images.to(self.device)
-        self._labels = data.train_labels.to(self.device)
+        self.images = data.train_images.to(self.device)
+        self.labels = data.train_labels.to(self.device)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -128,10 +143,27 @@ class Batches:
         Raises:
             ValueError: a negative epoch, or a start outside 0 … ``steps_per_epoch``.
         """
+        return map(self.make, self.draws(epoch, start))
+
+    def draws(self, epoch: int, start: int = 0) -> Iterator[Draw]:
+        """What the batches of ``epoch`` are made of, for a step that makes them itself.
+
+        Args:
+            epoch: counts from 0.
+            start: the first step.
+
+        Raises:
+            ValueError: as ``epoch``.
+        """
         require(epoch >= 0, "Batches.epoch", "epoch", "at least 0", epoch)
         wanted = f"0 … {self.steps_per_epoch}, the steps of an epoch"
         require(0 <= start <= self.steps_per_epoch, "Batches.epoch", "start", wanted, start)
-        return self._training_batches(epoch, start)
+        return self._draws(epoch, start)
+
+    def make(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Images float32 ``[B, 3, H, W]``, channels-last, and labels int64 ``[B]`` of a batch."""
+        images = make_batch(self.images, draw.indices, draw.augmentation)
+        return images, self.labels[draw.indices]
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All validation images, normalised only, in a fixed order, the last batch included.
@@ -157,7 +189,7 @@ class Batches:
         require(ok, "Batches.recalibration", "batches", wanted, batches)
         return self._evaluation_batches(self.training_indices[: batches * self.batch_size])
 
-    def _training_batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _draws(self, epoch: int, start: int) -> Iterator[Draw]:
         count = len(self.training_indices)
         generator = seeded_generator("Batches.epoch", self.seed, EPOCH, epoch)
         order = torch.randperm(count, generator=generator)
@@ -166,10 +198,9 @@ class Batches:
         augmentation = draw_augmentation(count, generator).to(self.device)
         for step in range(start, self.steps_per_epoch):
             rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
-            chosen = indices[rows]
-            yield make_batch(self._images, chosen, augmentation[rows]), self._labels[chosen]
+            yield Draw(indices[rows], augmentation[rows])
 
     def _evaluation_batches(self, indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         return evaluation_batches(
-            self._images, self._labels, self.batch_size, indices.to(self.device)
+            self.images, self.labels, self.batch_size, indices.to(self.device)
         )

@@ -4,6 +4,7 @@ from cwkernels.training.callbacks import Callback, ProgressBar, TensorBoard
 from cwkernels.training.checkpoint import DamagedCheckpoint
 from cwkernels.training.config import Config, DataConfig, NetworkConfig, RunConfig
 from cwkernels.training.graphed import GraphedStep
+from cwkernels.training.make_step import eager_step, graphed_step
 from cwkernels.training.recipe import RECIPES, Recipe, Split
 from cwkernels.training.records import EpochRecord
 from cwkernels.training.run import Recorder, Run, create_run, load_run
@@ -35,6 +36,8 @@ __all__ = [
     "Trainer",
     "Validation",
     "create_run",
+    "eager_step",
+    "graphed_step",
     "load_run",
     "make_sampler",
     "validate",

@@ -112,6 +112,9 @@ class RunConfig:
         precision: see `cw.set_float32_conv_precision`.
         checkpoint_seconds: between checkpoints within an epoch; each epoch and split ends with one.
         tensorboard: write event files.
+        graphed: whether a step is one CUDA graph (`cw.training.GraphedStep`), which gives the bits
+            of one by ordinary calls; None: on a GPU. A network without `reserve` is captured again
+            after each split. Without CUDA such a step runs as it is.
 
     Raises:
         ValueError: for a number out of range.
@@ -123,6 +126,7 @@ class RunConfig:
     precision: Precision = "high"
     checkpoint_seconds: float = 300.0
     tensorboard: bool = False
+    graphed: bool | None = None
 
     def __post_init__(self) -> None:
         """Checks."""
@@ -176,9 +180,14 @@ class Config:
         )
 
     def resolved(self) -> "Config":
-        """The same with what the process would choose by itself written down: the threads."""
-        threads = self.run.threads or torch.get_num_threads()
-        return dataclasses.replace(self, run=dataclasses.replace(self.run, threads=threads))
+        """The same with what is chosen for it written down: threads, and how a step runs."""
+        run = self.run
+        threads = torch.get_num_threads() if run.threads is None else run.threads
+        on_gpu = torch.device(run.device).type == "cuda"
+        graphed = on_gpu if run.graphed is None else run.graphed
+        return dataclasses.replace(
+            self, run=dataclasses.replace(run, threads=threads, graphed=graphed)
+        )
 
 
 def _without_none(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,12 +11,13 @@ from torch.nn import functional as F
 
 from cwkernels import ops
 from cwkernels.data.augment import Augmentation, constants
+from cwkernels.data.batches import Draw
 from cwkernels.data.checks import require, require_images, require_vector
 from cwkernels.networks import SuperNetwork
 from cwkernels.ops.device_faults import raise_faults
 from cwkernels.ops.select import runs_on
 from cwkernels.optim import SGD
-from cwkernels.training.step import loss_of
+from cwkernels.training.step import Outcome, correct_of, loss_of
 
 WARM_UP = 3
 """Steps before the capture: the optimizer makes its momenta, torch its handles."""
@@ -40,6 +42,13 @@ class _Inputs:
     rates: list[Tensor]
 
 
+class _Captured(NamedTuple):
+    """A graph, and where its replays leave what they measured."""
+
+    graph: torch.cuda.CUDAGraph
+    outcome: Outcome
+
+
 class GraphedStep:
     """A training step, from images in memory to moved weights, that costs its host one launch.
 
@@ -55,15 +64,16 @@ class GraphedStep:
     replay. What differs between steps lies in tensors that the graph reads: architecture, image
     indices, augmentation, learning rates, the maps from choices to rows. So it goes on after
     `net.split()`, if the network was built with ``reserve=True``. Whatever else a graph cannot
-    follow is noticed: tensors that moved, another momentum or weight decay, evaluation mode,
-    another precision, autocast. Then it is captured again, after `WARM_UP` ordinary steps. Nothing
-    waits for the device. Gradients are dropped after each step.
+    follow is noticed: tensors that moved, as at the split of a network without reserve, another
+    momentum or weight decay, evaluation mode, another precision, autocast. Then it is captured
+    again, after `WARM_UP` ordinary steps. Nothing waits for the device. Gradients are dropped after
+    each step.
 
     Without CUDA every step runs as it is.
 
     Args:
         net: the network, in training mode at each step.
-        optimizer: of this network, with ``unselected="untouched"``.
+        optimizer: of this network.
         images: uint8 [M, 3, H, W], all images, on the device of the network.
         labels: int64 [M] there.
         batch_size: N, images in a step.
@@ -99,15 +109,14 @@ class GraphedStep:
         self._inputs = _inputs(net, optimizer, batch_size, architectures)
         self._tensors = [*net.parameters(), *net.buffers()]
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._loss = images.new_zeros((), dtype=torch.float32)
+        self._captured: _Captured | None = None
         self._baked: tuple[object, ...] = ()
         self._warmed = 0
         self.captures = 0
 
     def step(
         self, arch: Tensor, indices: Tensor, augmentation: Augmentation | None = None
-    ) -> Tensor:
+    ) -> Outcome:
         """One step, at the learning rates of the optimizer's groups.
 
         Args:
@@ -116,8 +125,8 @@ class GraphedStep:
             augmentation: N draws, anywhere; None for none.
 
         Returns:
-            The loss, a scalar, which the next step overwrites: the mean over images, summed over
-            architectures.
+            Two scalars, which the next step overwrites: the loss, the mean over images summed over
+            architectures, and how many predictions were right.
 
         Raises:
             ValueError: for what has another shape or dtype, and for a choice out of range that an
@@ -127,18 +136,21 @@ class GraphedStep:
         raise_faults(self._images.device)
         self._optimizer.follow_splits()
         if self._stream is None:
-            self._loss = self._run()
-            return self._loss
+            return self._run()
         baked = self._bakes()
         if baked != self._baked:
-            self._baked, self._graph, self._warmed = baked, None, 0
-        if self._graph is None and self._warmed == WARM_UP:
-            self._graph = self._capture(self._stream)
-        if self._graph is not None:
-            self._graph.replay()
-        else:
-            self._warm_up(self._stream)
-        return self._loss
+            self._baked, self._captured, self._warmed = baked, None, 0
+        if self._captured is None and self._warmed < WARM_UP:
+            return self._warm_up(self._stream)
+        if self._captured is None:
+            self._captured = self._capture(self._stream)
+        self._captured.graph.replay()
+        return self._captured.outcome
+
+    def __call__(self, draw: Draw, archs: Tensor) -> Outcome:
+        """The same as `cw.training.Step` says, for `Trainer`."""
+        arch = archs if self._inputs.arch.dim() == 2 else archs.squeeze(0)
+        return self.step(arch, draw.indices, draw.augmentation)
 
     def _take(self, arch: Tensor, indices: Tensor, augmentation: Augmentation | None) -> None:
         """Copies what a step is given to where the graph reads it."""
@@ -161,7 +173,7 @@ class GraphedStep:
         for rate, group in zip(inputs.rates, self._optimizer.param_groups, strict=True):
             rate.copy_(group["lr"]) if isinstance(group["lr"], Tensor) else rate.fill_(group["lr"])
 
-    def _run(self) -> Tensor:
+    def _run(self) -> Outcome:
         """The step itself, on the fixed inputs."""
         inputs = self._inputs
         mean, deviation = constants(self._images.device)
@@ -186,7 +198,7 @@ class GraphedStep:
         with self._rates_on_device():
             self._optimizer.step()
         self._optimizer.zero_grad()
-        return loss.detach()
+        return Outcome(loss.detach(), correct_of(logits, labels))
 
     @contextmanager
     def _rates_on_device(self) -> Iterator[None]:
@@ -200,32 +212,34 @@ class GraphedStep:
             for group, lr in zip(groups, given, strict=True):
                 group["lr"] = lr
 
-    def _warm_up(self, stream: torch.cuda.Stream) -> None:
+    def _warm_up(self, stream: torch.cuda.Stream) -> Outcome:
         """A step as it is, on the stream of the capture."""
         current = torch.cuda.current_stream(stream.device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            self._loss = self._run()
+            outcome = self._run()
         current.wait_stream(stream)
         self._warmed += 1
         self._baked = self._bakes()  # the optimizer made its momenta
+        return outcome
 
-    def _capture(self, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+    def _capture(self, stream: torch.cuda.Stream) -> _Captured:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
-            self._loss = self._run()
+            outcome = self._run()
         self.captures += 1
-        return graph
+        return _Captured(graph, outcome)
 
     def _bakes(self) -> tuple[object, ...]:
         """All that a captured graph has taken as it was: addresses, numbers, modes."""
         net, optimizer, device = self._net, self._optimizer, self._images.device.type
-        momenta = [state["momentum_buffer"].data_ptr() for state in optimizer.state.values()]
+        states = [list(state.values()) for state in optimizer.state.values()]
+        kept = [own.data_ptr() for state in states for own in state if isinstance(own, Tensor)]
         numbers = [(group["momentum"], group["weight_decay"]) for group in optimizer.param_groups]
         return (
             [tensor.data_ptr() for tensor in self._tensors],
             [map.data_ptr() for map in net.maps_on_device()],
-            momenta,
+            kept,
             numbers,
             net.training,
             net.statistics_momentum,

@@ -22,6 +22,7 @@ from cwkernels.training.checkpoint import (
     write_checkpoint,
 )
 from cwkernels.training.config import Config
+from cwkernels.training.make_step import MAKE_STEP
 from cwkernels.training.records import EpochRecord, keep_records_until, read_records
 from cwkernels.training.state import capture, network_state, restore
 from cwkernels.training.trainer import Trainer
@@ -96,6 +97,7 @@ class Run:
             self.batches() if batches is None else batches,
             self.config.recipe,
             callbacks=[Recorder(self), *callbacks],
+            make_step=MAKE_STEP[settings.graphed],
         )
         self._resume(trainer)
         return trainer

@@ -114,7 +114,7 @@ def _momenta(net: nn.Module, optimizer: SGD) -> dict[str, Tensor]:
     return {
         name: optimizer.state[parameter]["momentum_buffer"]
         for name, parameter in net.named_parameters()
-        if parameter in optimizer.state
+        if optimizer.has_trained(parameter)
     }
 
 

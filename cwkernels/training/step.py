@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cwkernels.data import Batches, Draw
 from cwkernels.networks import SuperNetwork
 from cwkernels.optim import SGD
 
@@ -25,25 +26,36 @@ class Outcome(NamedTuple):
 class Step(Protocol):
     """Trains one batch; the learning rate is that of the optimizer's groups at the call."""
 
-    def __call__(self, images: Tensor, labels: Tensor, archs: Tensor) -> Outcome:
-        """Takes images [N, 3, H, W], labels int64 [N] and architectures int64 [A, D] (CPU)."""
+    def __call__(self, draw: Draw, archs: Tensor) -> Outcome:
+        """Takes what a batch of N images is made of, and architectures int64 [A, D] (CPU).
+
+        What it returns may be overwritten by the next step.
+        """
 
 
 class EagerStep:
     """A step by the network's and the optimizer's ordinary calls."""
 
-    def __init__(self, net: SuperNetwork, optimizer: SGD) -> None:
+    def __init__(self, net: SuperNetwork, optimizer: SGD, batches: Batches) -> None:
         self._net = net
         self._optimizer = optimizer
+        self._batches = batches
 
-    def __call__(self, images: Tensor, labels: Tensor, archs: Tensor) -> Outcome:
+    def __call__(self, draw: Draw, archs: Tensor) -> Outcome:
         """See `Step`."""
-        logits = run(self._net, images, archs)
-        loss = loss_of(logits, labels)
-        self._optimizer.zero_grad()
-        loss.backward()
-        self._optimizer.step()
-        return Outcome(loss.detach(), correct_of(logits, labels))
+        return train_batch(self._net, self._optimizer, *self._batches.make(draw), archs)
+
+
+def train_batch(
+    net: SuperNetwork, optimizer: SGD, images: Tensor, labels: Tensor, archs: Tensor
+) -> Outcome:
+    """Trains images [N, 3, H, W] with labels int64 [N] on architectures int64 [A, D] (CPU)."""
+    logits = run(net, images, archs)
+    loss = loss_of(logits, labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return Outcome(loss.detach(), correct_of(logits, labels))
 
 
 def run(net: SuperNetwork, images: Tensor, archs: Tensor) -> Tensor:

@@ -4,22 +4,21 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from math import isfinite
-from typing import cast
 
 import torch
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cwkernels.data import Batches
+from cwkernels.data import Batches, Draw
 from cwkernels.networks import SuperNetwork
 from cwkernels.optim import SGD
+from cwkernels.training.average import averaged_network, make_average, update_average
 from cwkernels.training.callbacks import Callback
 from cwkernels.training.first_use import FirstUse
+from cwkernels.training.make_step import step_of_device
 from cwkernels.training.recipe import Recipe
 from cwkernels.training.records import EpochRecord
 from cwkernels.training.samplers import Sampler, make_sampler
 from cwkernels.training.schedule import cosine, due
-from cwkernels.training.step import EagerStep, Step
+from cwkernels.training.step import Step
 from cwkernels.training.validation import Validation, validate
 
 
@@ -36,7 +35,8 @@ class Trainer:
         recipe: everything else; None for the recipe ``default``.
         callbacks: what watches, called in their order.
         sampler: which architectures train; None for the recipe's.
-        make_step: how a batch is trained, made from the network and its optimizer.
+        make_step: how a batch is trained, made once of the trainer: `eager_step`, `graphed_step`,
+            or by default the second on a GPU and the first elsewhere; the bits are the same.
 
     Attributes:
         optimizer: a `cw.optim.SGD`.
@@ -59,7 +59,7 @@ class Trainer:
         *,
         callbacks: Sequence[Callback] = (),
         sampler: Sampler | None = None,
-        make_step: Callable[[SuperNetwork, SGD], Step] = EagerStep,
+        make_step: Callable[["Trainer"], Step] = step_of_device,
     ) -> None:
         self.net = net
         self.batches = batches
@@ -74,7 +74,7 @@ class Trainer:
             unselected=self.recipe.unselected,
             momentum_buffers=self.recipe.momentum_buffers,
         )
-        self.average = _averaged(net, self.recipe.ema_decay)
+        self.average = make_average(net, self.recipe.ema_decay)
         on_first_use = self.recipe.new_sets == "on_first_use"
         self.first_use = FirstUse(net, self.optimizer) if on_first_use else None
         self.step = 0
@@ -82,7 +82,7 @@ class Trainer:
         self.loss = torch.zeros((), dtype=torch.float64, device=batches.device)
         self.correct = torch.zeros((), dtype=torch.int64, device=batches.device)
         self._sampler = sampler or make_sampler(self.recipe.sampler, net.space, batches.seed)
-        self._train = make_step(net, self.optimizer)
+        self._train = make_step(self)
 
     @property
     def total_steps(self) -> int:
@@ -113,10 +113,10 @@ class Trainer:
         epoch, start = divmod(self.step, self.batches.steps_per_epoch)
         if start == 0:
             self._split(epoch)
-        batches = self.batches.epoch(epoch, start)
+        draws = self.batches.draws(epoch, start)
         for _ in range(start, self.batches.steps_per_epoch):
             begin = time.perf_counter()
-            self._train_batch(*next(batches))
+            self._train_batch(next(draws))
             self.seconds += time.perf_counter() - begin
             for callback in self.callbacks:
                 callback.on_step(self)
@@ -139,7 +139,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_split(self)
 
-    def _train_batch(self, images: Tensor, labels: Tensor) -> None:
+    def _train_batch(self, draw: Draw) -> None:
         count = self.recipe.architectures
         archs = self._sampler.draw(self.step * count, count)
         lr = self._lr(self.step)
@@ -147,9 +147,9 @@ class Trainer:
             group["lr"] = lr
         if self.first_use is not None:
             self.first_use.visit(archs)
-        outcome = self._train(images, labels, archs)
+        outcome = self._train(draw, archs)
         if self.average is not None:
-            self.average.update_parameters(self.net)
+            update_average(self.average, self.net)
         self.loss += outcome.loss
         self.correct += outcome.correct
         self.step += 1
@@ -189,17 +189,6 @@ class Trainer:
         if self.average is None:
             return own, None
         return own, validate(averaged_network(self.average), self.batches)
-
-
-def averaged_network(average: AveragedModel) -> SuperNetwork:
-    """The network whose weights are the average."""
-    return cast(SuperNetwork, average.module)
-
-
-def _averaged(net: SuperNetwork, decay: float) -> AveragedModel | None:
-    if not decay:
-        return None
-    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 def _check(net: SuperNetwork, batches: Batches, recipe: Recipe) -> None:

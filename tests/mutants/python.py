@@ -91,6 +91,20 @@ PYTHON = (
         ("tests/networks/test_rows_read.py", "tests/optim"),
     ),
     Mutant(
+        "candidates decay on the device before they were ever trained",
+        _OPTIM,
+        "torch.where(trained[:, None], live, -1)",
+        "live",
+        ("tests/optim/test_sgd_rows.py", "-k", "only_the_device_knows"),
+    ),
+    Mutant(
+        "the device forgets which candidates were trained",
+        _OPTIM,
+        "torch._foreach_copy_(flags, list(trained.unbind()))",
+        "pass",
+        ("tests/optim/test_sgd_rows.py", "-k", "only_the_device_knows"),
+    ),
+    Mutant(
         "statistics written to row 0",
         "cwkernels/networks/supernet.py",
         "kinds = rows[:, self._norm_decisions].where(runs, -1).T",

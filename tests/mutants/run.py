@@ -1,7 +1,8 @@
 """Runs every planted bug against the test that must kill it: `make mutants`.
 
 Each runs in a copy of the checkout; a test that passes in spite of its bug fails the run.
-`python tests/mutants/run.py emulated` runs those of one kind: native, emulated or python.
+`python tests/mutants/run.py emulated` runs those of one kind: native, emulated, python or
+training.
 """
 
 import os
@@ -18,6 +19,7 @@ from mutant import Mutant
 from native import NATIVE
 from python import PYTHON
 from ranking import RANKING
+from training import TRAINING
 
 ROOT = Path(__file__).parents[2]
 PARTS = (
@@ -153,6 +155,7 @@ KINDS: dict[str, tuple[tuple[Mutant, ...], Callable[[Path], None], Trial]] = {
     "native": (NATIVE, plant_native, try_planted),
     "emulated": (EMULATED, plant_emulated, try_planted),
     "python": ((*PYTHON, *RANKING), lambda target: None, try_edited),
+    "training": (TRAINING, lambda target: None, try_edited),
 }
 
 

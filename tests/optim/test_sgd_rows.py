@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import cwkernels as cw
 from cwkernels.nn import Bank
+from cwkernels.ops._compact import slot_gradient
 from cwkernels.testing import assert_within
 
 # The rows that each step reads: lone, several, repeated, and none of a candidate's.
@@ -252,6 +253,84 @@ def test_the_recipes_by_hand(recipe: dict[str, str]) -> None:
         for number, ((bank, _), own) in enumerate(zip(banks_of(net), by_hand, strict=True)):
             own.step(gradients_by_row(bank, number, rows, seed), live)
             assert_close(bank.weight, own.weight)
+
+
+# Slots of two architectures, -1 where one has none, and the rows that the decision read.
+SLOTS = (
+    ([-1, -1], [1, 2]),
+    ([0, -1], [0, 2]),
+    ([-1, -1], [2, 2]),
+    ([-1, 1], [2, 1]),
+    ([2, 0], [2, 0]),
+    ([-1, -1], [0, 1]),
+)
+
+
+def give_slots(net: Toy, slots: list[int], live: list[int], seed: int) -> None:
+    """What a backward pass leaves behind whose architectures only the device knew."""
+    for number, (bank, _) in enumerate(banks_of(net)):
+        own = [row_gradient(bank, seed, number, place) for place in range(len(slots))]
+        rows, shape = torch.tensor(slots), bank.weight.shape
+        bank.weight.grad = slot_gradient(rows, torch.stack(own), shape, dense_grad=False)
+    net.last_rows = torch.tensor([[0] * len(live), live], dtype=torch.int32)
+
+
+def by_pointer(optimizer: cw.optim.SGD) -> cw.optim.SGD:
+    """With the learning rate of a graph, which makes the reference pass over slots without rows."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(LR, dtype=torch.float64)
+    return optimizer
+
+
+@pytest.mark.parametrize("buffers", ["per_set", "per_candidate"])
+def test_zero_gradients_of_rows_that_only_the_device_knows(buffers: str) -> None:
+    """Whether the candidate was ever trained lies there too, through a saved state as well."""
+    net = Toy()
+    optimizer = by_pointer(optimizer_of(net, unselected="zero_grad", momentum_buffers=buffers))
+    by_hand = [
+        HandSGD(bank.weight.detach().clone(), decay, buffers == "per_candidate", zero_grad=True)
+        for bank, decay in banks_of(net)
+    ]
+    for seed, (slots, live) in enumerate(SLOTS):
+        give_slots(net, slots, live, seed)
+        with cw.backend("reference"):
+            optimizer.step()
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        for number, ((bank, _), own) in enumerate(zip(banks_of(net), by_hand, strict=True)):
+            gradients = gradients_by_row(bank, number, slots, seed)
+            gradients.pop(-1, None)
+            own.step(gradients, live)
+            assert_close(bank.weight, own.weight)
+            assert optimizer.has_trained(bank.weight) == own.used
+
+
+def test_rows_of_the_host_and_of_the_device_may_alternate() -> None:
+    net = Toy()
+    optimizer = by_pointer(optimizer_of(net, unselected="zero_grad"))
+    give_slots(net, [-1, -1], [0, 1], seed=0)
+    with cw.backend("reference"):
+        optimizer.step()
+    for rows, live, moved in (([], [0], False), ([1], [1], True), ([], [0], True)):
+        before = net.weight.weight.detach().clone()
+        optimizer.zero_grad()
+        backward(net, rows, 1)
+        net.last_rows = torch.tensor([[0], live])
+        optimizer.step()
+        assert torch.equal(net.weight.weight[live], before[live]) is not moved
+        assert optimizer.has_trained(net.weight.weight) is moved
+
+
+def test_gradients_of_different_passes_are_refused() -> None:
+    net = Toy()
+    net.other = Bank(torch.ones(3), net.set_map, 1, "other", capacity=3)
+    optimizer = optimizer_of(net, unselected="zero_grad")
+    give_slots(net, [0, -1], [0, 1], seed=0)
+    shape = net.other.weight.shape
+    net.other.weight.grad = slot_gradient(torch.tensor([0]), torch.ones(1, 3), shape, False)
+    line = "wanted gradients of the same passes in all banks, got [1, 2] slots"
+    with pytest.raises(RuntimeError, match=re.escape(line)):
+        optimizer.step()
+    assert not optimizer.state
 
 
 def test_the_authors_way_in_a_super_network() -> None:

@@ -36,7 +36,7 @@ def test_what_is_shown_is_what_is_read(name: str) -> None:
         NetworkConfig(subset="no_zero", channels=8, skip_projection=True),
         DataConfig(root="here", images=900),
         replace(RECIPES[name], splits=(Split(3), Split(5, (2, 4))), stop_epoch=7, lr=1),
-        RunConfig(seed=4, threads=2, checkpoint_seconds=0.5),
+        RunConfig(seed=4, threads=2, checkpoint_seconds=0.5, graphed=True),
     )
     assert Config.from_mapping(tomllib.loads(config.to_toml())) == config
 
@@ -101,16 +101,25 @@ def test_what_is_wrong_is_named(tables: dict[str, Any], line: str) -> None:
 def test_a_run_keeps_its_config(tmp_path: Path) -> None:
     config = tiny_config(NAMED["paper"])
     path = tmp_path / "deep" / "run"
-    assert create_run(path, config).config == config
-    assert load_run(path).config == config
+    assert create_run(path, config).config == config.resolved()
+    assert load_run(path).config == config.resolved()
     with pytest.raises(FileExistsError, match="wanted no run there, got one: --resume goes on"):
         create_run(path, config)
 
 
-def test_the_threads_that_the_process_chose_are_written_down(tmp_path: Path) -> None:
+def test_what_was_chosen_for_a_run_is_written_down(tmp_path: Path) -> None:
     run = create_run(tmp_path / "run", Config())
     assert run.config.run.threads == torch.get_num_threads()
     assert load_run(tmp_path / "run").config == run.config
+
+
+@pytest.mark.parametrize(
+    ("device", "graphed", "resolved"),
+    [("cpu", None, False), ("cuda:1", None, True), ("cpu", True, True), ("cuda", False, False)],
+)
+def test_a_step_is_a_graph_on_a_gpu(device: str, graphed: bool | None, resolved: bool) -> None:
+    config = Config(run=RunConfig(device=device, graphed=graphed))
+    assert config.resolved().run.graphed is resolved
 
 
 def test_a_missing_or_damaged_run_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """GraphedStep beside the eager step by value: on the emulator as it is, on CUDA captured."""
 
+import copy
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +13,12 @@ import cwkernels as cw
 from cwkernels.data.augment import Augmentation, draw_augmentation, make_batch
 from cwkernels.networks import SuperNetwork
 from cwkernels.ops.device_faults import fault_of
+from cwkernels.optim import MomentumBuffers
 from cwkernels.testing import assert_bitwise, refused
 from cwkernels.testing.emulated import emulated, emulated_launches, why_not_emulated
-from cwkernels.training import EagerStep, GraphedStep
+from cwkernels.training import GraphedStep
 from cwkernels.training.graphed import WARM_UP
+from cwkernels.training.step import train_batch
 
 OPERATION = "select"
 on_gpu = pytest.mark.parametrize("device", ["emulated", "cuda"], indirect=True)
@@ -38,11 +42,12 @@ def data(device: torch.device) -> tuple[Tensor, Tensor]:
 class Pair:
     """The same network twice: one trained by the eager step, by value, one by a GraphedStep."""
 
-    def __init__(self, device: torch.device, architectures: int | None = None) -> None:
+    def __init__(
+        self, device: torch.device, architectures: int | None = None, **recipe: Any
+    ) -> None:
         self.images, self.labels = data(device)
         self.nets = [network(device) for _ in range(2)]
-        self.optimizers = [cw.optim.SGD(net, lr=0.1) for net in self.nets]
-        self.eager = EagerStep(self.nets[0], self.optimizers[0])
+        self.optimizers = [cw.optim.SGD(net, lr=0.1, **recipe) for net in self.nets]
         self.graphed = GraphedStep(
             self.nets[1],
             self.optimizers[1],
@@ -68,9 +73,10 @@ class Pair:
         own = augmentation and augmentation.to(device)
         batch = make_batch(self.images, chosen, own)
         archs = arch if arch.dim() == 2 else arch[None]
-        wanted = self.eager(batch, self.labels[chosen], archs).loss
-        loss = self.graphed.step(arch, indices, augmentation)
-        assert_bitwise("loss", loss.cpu(), wanted.cpu())
+        wanted = train_batch(self.nets[0], self.optimizers[0], batch, self.labels[chosen], archs)
+        got = self.graphed.step(arch, indices, augmentation)
+        assert_bitwise("loss", got.loss.cpu(), wanted.loss.cpu())
+        assert int(got.correct) == int(wanted.correct)
 
     def assert_same(self) -> None:
         states = [net.state_dict() for net in self.nets]
@@ -147,6 +153,22 @@ def test_on_the_cpus_kernels_it_is_the_eager_step() -> None:
     pair.assert_same()
 
 
+@pytest.mark.parametrize("reserve", [True, False])
+def test_a_graph_notices_what_it_cannot_follow(reserve: bool) -> None:
+    """A split that moves tensors, or a state that was loaded; with reserve a split moves none."""
+    images, labels = data(CPU)
+    net = cw.networks.nb201(cw.spaces.nb201("full"), cells_per_stage=1, reserve=reserve)
+    optimizer = cw.optim.SGD(net)
+    step = GraphedStep(net, optimizer, images, labels, batch_size=N)
+    before = step._bakes()
+    net.split()
+    assert (step._bakes() == before) is reserve
+    step.step(torch.full((6,), 3), torch.tensor([0, 1]))
+    before = step._bakes()
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert step._bakes() != before
+
+
 class Stock(TorchDispatchMode):
     """Counts the operations of torch, and refuses those that read a value on the host."""
 
@@ -165,7 +187,8 @@ class Stock(TorchDispatchMode):
 
 
 # What torch itself launches in a step: labels, pooling, the linear layer and the loss, the sum of
-# the gradients that meet before a reduction, and the rows of all batch norms side by side.
+# the gradients that meet before a reduction, the rows of all batch norms side by side, and how many
+# predictions were right.
 STOCK = {
     "index_select": 1,
     "mean": 1,
@@ -176,7 +199,9 @@ STOCK = {
     "nll_loss_backward": 1,
     "_log_softmax_backward_data": 1,
     "mm": 2,
-    "sum": 1,
+    "sum": 2,
+    "argmax": 1,
+    "eq": 1,
     "div": 1,
     "add": 2,
     "stack": 1,
@@ -215,14 +240,25 @@ def test_a_choice_out_of_range_is_raised_by_a_later_step(device: torch.device) -
 
 
 @on_gpu
-def test_zero_gradients_of_what_did_not_run_are_refused(device: torch.device) -> None:
-    images, labels = data(device)
-    net = network(device)
-    optimizer = cw.optim.SGD(net, unselected="zero_grad")
-    step = GraphedStep(net, optimizer, images, labels, batch_size=N)
-    wanted = "SGD.step: unselected='zero_grad': wanted architectures on the CPU"
-    with refused(RuntimeError, wanted):
-        step.step(torch.zeros(6, dtype=torch.int64), torch.tensor([0, 1]))
+@pytest.mark.parametrize("buffers", ["per_set", "per_candidate"])
+def test_candidates_once_trained_coast(buffers: MomentumBuffers, device: torch.device) -> None:
+    """ "zero_grad" beside the eager step, which knows all rows on the host, across a split."""
+    pair = Pair(device, 2, unselected="zero_grad", momentum_buffers=buffers)
+    none, one, three, zero = [1] * 6, [2, 1, 1, 1, 1, 2], [1, 1, 3, 3, 1, 1], [0] * 6
+    steps = ([none, none], [one, zero], [three, none], [none, one])
+    for step, archs in enumerate(steps * (1 if device.type == "cpu" else WARM_UP)):
+        if step == 2:
+            pair.split()
+        pair.train(torch.tensor(archs), torch.tensor([step, 0]), None, lr=0.1)
+        pair.assert_same()
+    used = {
+        name
+        for name, bank in pair.nets[1].banks().items()
+        if pair.optimizers[1].has_trained(bank.weight)
+    }
+    edges = {"edge_0_1.nor_conv_1x1", "edge_2_3.nor_conv_1x1"}
+    edges |= {"edge_1_2.nor_conv_3x3", "edge_0_3.nor_conv_3x3"}
+    assert {".".join(name.split(".")[2:4]) for name in used} == edges
 
 
 def test_bad_input_is_refused() -> None:

@@ -1,6 +1,5 @@
 """Each switch of a recipe beside stock torch, step by step; `paper` beside the authors' way."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -15,7 +14,7 @@ from training_cases import tiny_data
 import cwkernels as cw
 from bench.contestants import stock_optimizer
 from bench.stock_networks import AuthorsWay, StockNB201
-from cwkernels.data import Batches
+from cwkernels.data import Batches, Draw
 from cwkernels.networks import NB201SuperNetwork, SuperNetwork
 from cwkernels.nn import NB201Cell
 from cwkernels.optim import SGD
@@ -46,8 +45,9 @@ CONVOLUTIONS = {"nor_conv_1x1": 1, "nor_conv_3x3": 2}
 class DoubleBatches(Batches):
     """Images in float64."""
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((images.double(), labels) for images, labels in super().epoch(epoch, start))
+    def make(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        images, labels = super().make(draw)
+        return images.double(), labels
 
 
 def networks() -> tuple[NB201SuperNetwork, StockNB201]:
@@ -75,15 +75,16 @@ def assert_same_fixed(net: NB201SuperNetwork, stock: StockNB201) -> None:
 class Twin(EagerStep):
     """Steps both, and compares every weight set after each step."""
 
-    def __init__(self, net: SuperNetwork, optimizer: SGD, stock: StockSets) -> None:
-        super().__init__(net, optimizer)
-        self._own = (net, optimizer, stock)
+    def __init__(self, trainer: Trainer, stock: StockSets) -> None:
+        super().__init__(trainer.net, trainer.optimizer, trainer.batches)
+        self._stock = stock
         self.steps = 0
 
-    def __call__(self, images: Tensor, labels: Tensor, archs: Tensor) -> Outcome:
-        net, optimizer, stock = self._own
-        outcome = super().__call__(images, labels, archs)
-        loss = stock.step(images, labels, archs[0], optimizer.param_groups[0]["lr"])
+    def __call__(self, draw: Draw, archs: Tensor) -> Outcome:
+        net, stock = self._net, self._stock
+        outcome = super().__call__(draw, archs)
+        lr = self._optimizer.param_groups[0]["lr"]
+        loss = stock.step(*self._batches.make(draw), archs[0], lr)
         assert_same(outcome.loss, loss, "loss")
         assert isinstance(net, NB201SuperNetwork)
         assert_same_fixed(net, stock.net)
@@ -123,8 +124,8 @@ def train_twins(recipe: Recipe, stock_recipe: Recipe) -> None:
     stock = StockSets(plain, stock_recipe)
     twins: list[Twin] = []
 
-    def make_step(net: SuperNetwork, optimizer: SGD) -> Twin:
-        twins.append(Twin(net, optimizer, stock))
+    def make_step(trainer: Trainer) -> Twin:
+        twins.append(Twin(trainer, stock))
         return twins[0]
 
     batches = DoubleBatches(tiny_data(), seed=1, batch_size=8, validation=10)
@@ -151,24 +152,23 @@ def test_every_switch_makes_a_difference(switch: str) -> None:
 class AuthorsStep(EagerStep):
     """Steps the authors' way, too, and compares the loss and every set that it has."""
 
-    def __init__(self, net: SuperNetwork, optimizer: SGD, authors: AuthorsWay) -> None:
-        super().__init__(net, optimizer)
-        self._ours = (net, optimizer)
+    def __init__(self, trainer: Trainer, authors: AuthorsWay) -> None:
+        super().__init__(trainer.net, trainer.optimizer, trainer.batches)
         self._authors = authors
         self._stock_optimizer = stock_optimizer(authors)
 
-    def __call__(self, images: Tensor, labels: Tensor, archs: Tensor) -> Outcome:
-        net, optimizer = self._ours
-        outcome = super().__call__(images, labels, archs)
+    def __call__(self, draw: Draw, archs: Tensor) -> Outcome:
+        outcome = super().__call__(draw, archs)
+        images, labels = self._batches.make(draw)
         for group in self._stock_optimizer.param_groups:
-            group["lr"] = optimizer.param_groups[0]["lr"]
+            group["lr"] = self._optimizer.param_groups[0]["lr"]
         self._stock_optimizer.zero_grad(set_to_none=False)
         loss = F.cross_entropy(self._authors(images, archs[0]), labels)
         loss.backward()
         self._stock_optimizer.step()
         assert_same(outcome.loss, loss, "loss")
         if self._authors.is_split:
-            assert_same_sets(net, self._authors)
+            assert_same_sets(self._net, self._authors)
         return outcome
 
 
@@ -201,7 +201,7 @@ def test_the_recipe_paper_is_the_authors_way() -> None:
         batches,
         replace(RECIPES["paper"], **SCHEDULE),
         callbacks=[SplitToo(authors)],
-        make_step=lambda net, optimizer: AuthorsStep(net, optimizer, authors),
+        make_step=lambda trainer: AuthorsStep(trainer, authors),
     ).fit()
     assert sum(len(slot.store) for slot in authors._slots) > 15
 

@@ -5,10 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from killed import AfterSplit, AtStep, AtSync, Moment, run_until, start
-from training_cases import NAMED, STEPS, assert_same_run, finish, tiny_config
+from training_cases import (
+    NAMED,
+    STEPS,
+    TINY,
+    assert_same_run,
+    finish,
+    tiny_batches,
+    tiny_config,
+)
 
-from cwkernels.training import create_run, load_run
+from cwkernels.training import Trainer, create_run, load_run
+from cwkernels.training.state import capture, restore
 
 KILLED = -9
 every_recipe = pytest.mark.parametrize("recipe", NAMED)
@@ -81,6 +91,18 @@ def test_a_run_killed_from_outside_goes_on_bitwise(
     assert kills
     finish(path)
     assert_same_run(path, uninterrupted["default"])
+
+
+def test_torchs_generator_goes_on(one_thread: None) -> None:
+    """Of what a module of a user's may draw in a forward pass."""
+    cut, going_on = (Trainer(TINY.build(), tiny_batches(), NAMED["default"]) for _ in range(2))
+    torch.manual_seed(1)
+    torch.rand(5)
+    state = capture(cut)
+    wanted = torch.rand(5)
+    torch.manual_seed(2)
+    restore(going_on, state)
+    assert torch.equal(torch.rand(5), wanted)
 
 
 def test_another_seed_or_recipe_is_another_run(

@@ -21,9 +21,9 @@ from cwkernels.training import (
     make_sampler,
     validate,
 )
+from cwkernels.training.average import averaged_network, make_average, update_average
 from cwkernels.training.samplers import SamplerName
 from cwkernels.training.schedule import cosine, due
-from cwkernels.training.trainer import averaged_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -141,6 +141,21 @@ def test_the_average_follows_a_split() -> None:
     own = validate(average, trainer.batches)
     assert (records[-1].average_loss, records[-1].average_accuracy) == tuple(own)
     assert records[-1].average_loss != records[-1].validation_loss
+
+
+def test_the_average_is_torchs() -> None:
+    net, twin = tiny_network(), tiny_network()
+    average, wanted = make_average(net, 0.8), make_average(twin, 0.8)
+    assert average is not None
+    assert wanted is not None
+    for number in range(3):
+        for own in (net, twin):
+            with torch.no_grad():
+                own.classifier.weight.add_(0.1)
+                own.get_buffer("head_norm.statistics.running_mean").fill_(number)
+        update_average(average, net)
+        wanted.update_parameters(twin)
+        assert_same_state(average, wanted)
 
 
 def test_an_average_changes_nothing_of_what_is_trained() -> None:
