@@ -28,6 +28,9 @@ struct Coefficients {
 // Channels of an architecture's input, normalised and rectified.
 template <class Stored>
 struct InputChannels {
+  // Widening takes registers, of which float has left none at two blocks a processor.
+  static constexpr int kBatch = sizeof(Stored) < sizeof(float) ? 2 : cwkernels::kBatch;
+
   const Stored* input;
   const Norm<float>* norm;
   int64_t image, row;  // strides; a column is `channels` away
