@@ -40,7 +40,6 @@ from cwkernels.testing.emulated import emulated, why_not_emulated
 
 OPERATION = "inverted_bottleneck"
 pytestmark = pytest.mark.usefixtures("poisoned")
-on_gpu = pytest.mark.parametrize("device", ["emulated", "cuda"], indirect=True)
 
 # By matrix units, parts of tiles; the others by the kernels for every shape.
 LAYERS = {
@@ -60,13 +59,12 @@ def drawn(layer: Layer, architectures: int | None = None) -> dict[str, Tensor]:
     return stored_as_bf16(layer.inputs(architectures=architectures), "input")
 
 
-@on_gpu
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-def test_is_as_close_as_stock(layer: Layer, shared: bool, device: torch.device) -> None:
+def test_is_as_close_as_stock(layer: Layer, shared: bool, gpu: torch.device) -> None:
     inputs = drawn(layer, None if shared else len(FOUR))
     gradient = stored_as_bf16(cotangents(layer, FOUR), "output")
-    results = evaluate(on_device(run(layer, FOUR), device), inputs, gradient)
+    results = evaluate(on_device(run(layer, FOUR), gpu), inputs, gradient)
     output, weight = results["output"], results["gradient of weights[0]"]
     assert output is not None
     assert weight is not None
@@ -142,11 +140,10 @@ def assert_equal(results: Results, exact: Results, names: Sequence[str]) -> None
         assert_bitwise(name, result, expected.to(result.dtype))
 
 
-@on_gpu
 @pytest.mark.parametrize("code", [IDENTITY, K3_E3, K5_E6])
 @pytest.mark.parametrize("channels", [(5, 6), (16, 16), (16, 32)], ids=["5", "16", "32"])
 def test_small_integers_are_rounded_where_they_are_stored(
-    channels: tuple[int, int], code: int, device: torch.device
+    channels: tuple[int, int], code: int, gpu: torch.device
 ) -> None:
     # All sums are exact. The depthwise convolution's reach hundreds, and are rounded, many of them
     # from halfway between two neighbours.
@@ -159,19 +156,18 @@ def test_small_integers_are_rounded_where_they_are_stored(
     gradient = cotangents(layer, selection, small_integers)
     exact = evaluate(rounded_where_stored(layer, code, 1), cast(inputs, torch.float64), gradient)
     stored, given = stored_as_bf16(inputs, "input"), stored_as_bf16(gradient, "output")
-    results = evaluate(on_device(run(layer, selection), device), stored, given)
+    results = evaluate(on_device(run(layer, selection), gpu), stored, given)
     # The last scale's gradient is made of what was kept, which is rounded before it is finished.
     last = f"gradient of scales[{chain(code, layer)[-1]}]"
     assert_equal(results, exact, [name for name in exact if name != last])
 
 
-@on_gpu
 @pytest.mark.parametrize("name", ["residual", "multiples_of_16_strided"])
-def test_recompute_changes_no_bit(name: str, device: torch.device) -> None:
+def test_recompute_changes_no_bit(name: str, gpu: torch.device) -> None:
     layer = LAYERS[name]
     inputs, gradient = drawn(layer), cotangents(layer, FOUR)
     results = [
-        evaluate(on_device(run(replace(layer, recompute=again), FOUR), device), inputs, gradient)
+        evaluate(on_device(run(replace(layer, recompute=again), FOUR), gpu), inputs, gradient)
         for again in (False, True)
     ]
     for name, expected in results[0].items():
@@ -181,14 +177,13 @@ def test_recompute_changes_no_bit(name: str, device: torch.device) -> None:
         assert_bitwise(name, result.to_dense(), expected.to_dense(), nonzero=0.01)
 
 
-@on_gpu
-def test_inside_autocast(device: torch.device) -> None:
+def test_inside_autocast(gpu: torch.device) -> None:
     # Images in float32 are rounded, and their gradient comes back in float32.
     layer, selection = LAYERS["multiples_of_16_strided"], FOUR[:2]
     gradient = cotangents(layer, selection)
-    expected = evaluate(on_device(run(layer, selection), device), drawn(layer), gradient)
-    with torch.autocast(device.type, torch.bfloat16):
-        results = evaluate(on_device(run(layer, selection), device), layer.inputs(), gradient)
+    expected = evaluate(on_device(run(layer, selection), gpu), drawn(layer), gradient)
+    with torch.autocast(gpu.type, torch.bfloat16):
+        results = evaluate(on_device(run(layer, selection), gpu), layer.inputs(), gradient)
     for name in ("output", "gradient of input", "gradient of weights[1]"):
         result, wanted = results[name], expected[name]
         assert result is not None
@@ -196,8 +191,8 @@ def test_inside_autocast(device: torch.device) -> None:
         dtype = torch.float32 if name == "gradient of input" else wanted.dtype
         assert_bitwise(name, result.to_dense(), wanted.to_dense().to(dtype))
     message = "inverted_bottleneck: autocast: wanted torch.bfloat16, got torch.float16"
-    with torch.autocast(device.type, torch.float16), refused(ValueError, message):
-        on_device(run(layer, selection), device)(layer.inputs())
+    with torch.autocast(gpu.type, torch.float16), refused(ValueError, message):
+        on_device(run(layer, selection), gpu)(layer.inputs())
 
 
 def test_opcheck() -> None:
