@@ -22,8 +22,8 @@ from tools.kernel_names import demangled
 
 LIST = ROOT / "csrc" / "matrix_kernels.json"
 TF32, BF16 = "HMMA.1688.F32.TF32", "HMMA.16816.F32.BF16"
-PRECISIONS: Mapping[str, str] = {"Tf32": TF32, "Tf32x3": TF32, "Bf16": BF16}
-"""By the name of a precision in csrc/parts/mma.cuh."""
+PRECISIONS: Mapping[str, str] = {"Tf32": TF32, "Tf32x3": TF32, "Bf16": TF32}
+"""By the name of a precision in csrc/parts/mma.cuh: what lies as bf16 is multiplied as TF32."""
 
 Found = Mapping[str, Mapping[str, frozenset[str]]]
 """By kernel, "stem/name<arguments>", and architecture: the matrix instructions in its code."""
