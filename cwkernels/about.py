@@ -11,12 +11,12 @@ from cwkernels._version import __version__
 from cwkernels.ops import _library
 
 GPU_VERIFIED: Mapping[str, str] = {
+    **dict.fromkeys(("batch", "copy_rows", "nb201_plan", "select"), "1c56de8 (H200)"),
+    **dict.fromkeys(("sgd", "sgd_slots", "update_statistics"), "7e9c9a2 (H200)"),
     **dict.fromkeys(
         (
-            "batch",
             "conv_norm",
             "conv_norm_backward",
-            "copy_rows",
             "gather_conv",
             "gather_conv_backward_input",
             "gather_conv_backward_weight",
@@ -24,14 +24,11 @@ GPU_VERIFIED: Mapping[str, str] = {
             "inverted_bottleneck_backward",
             "nb201_cell",
             "nb201_cell_backward",
-            "nb201_plan",
             "norm_add",
             "norm_add_backward",
-            "select",
         ),
-        "1c56de8 (H200)",
+        "1c56de8 (H200), bfloat16 emulated",
     ),
-    **dict.fromkeys(("sgd", "sgd_slots", "update_statistics"), "7e9c9a2 (H200)"),
 }
 """Operation to the commit at which its CUDA kernel passed the tests on a GPU, and which GPU:
 bench/results/gpu_h200_tests.txt."""

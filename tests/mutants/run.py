@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,6 +37,8 @@ PARTS = (
 )
 Trial = Callable[[Path, tuple[Mutant, ...]], int]
 CHOICE = "CWK_MUTANT"
+NO_SPINNING = {"OMP_WAIT_POLICY": "passive"}
+"""For trials side by side: threads that spin at barriers would take each other's cores."""
 DECLARATION = f"""
 #include <cstdlib>
 namespace cwkernels::%s {{
@@ -129,11 +132,16 @@ def try_planted(target: Path, mutants: tuple[Mutant, ...]) -> int:
     """How many of the mutants that were planted in the copy survive."""
     if not survives(target, mutants[0], {CHOICE: "0"}):
         raise SystemExit("mutants: the tests fail without a mutant")
+
+    def trial(number: int) -> bool:
+        return survives(target, mutants[number - 1], {CHOICE: str(number)} | NO_SPINNING)
+
     survivors = 0
-    for number, mutant in enumerate(mutants, start=1):
-        survived = survives(target, mutant, {CHOICE: str(number)})
-        survivors += survived
-        report(mutant, survived)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        numbers = range(1, len(mutants) + 1)
+        for mutant, survived in zip(mutants, pool.map(trial, numbers), strict=True):
+            survivors += survived
+            report(mutant, survived)
     return survivors
 
 

@@ -298,7 +298,9 @@ BAD_VALUES = {
     "input: wanted at least one channel and one pixel, got [1, 2, 6, 5, 0]": call(
         torch.ones(2, 6, 5, 0)
     ),
-    "input: wanted float32, float64 or bfloat16, got float16": call(dense_random(2, 6, 5, 5).half()),
+    "input: wanted float32, float64 or bfloat16, got float16": call(
+        dense_random(2, 6, 5, 5).half()
+    ),
     "input: wanted float32, float64 or bfloat16, got int64": call(dense_random(2, 6, 5, 5).long()),
     "weight: wanted float64, got float32": call(dense_random(2, 6, 5, 5).double()),
     "weight: wanted a contiguous bank [S, K, C / groups, R, R], got [6, 6, 3, 3]": call(
