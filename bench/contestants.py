@@ -36,7 +36,9 @@ PEERS: Mapping[str, str] = {
     "ours": "cwkernels",
     "ours_split": "cwkernels, split",
     "ours_highest": "cwkernels, precision highest",
+    "ours_bf16": "cwkernels, bf16",
     "ours_graphed": "cwkernels, in one CUDA graph for all architectures",
+    "ours_graphed_bf16": "cwkernels, bf16, in one CUDA graph for all architectures",
     "stock_nchw": "stock torch, NCHW",
     "stock_channels_last": "stock torch, channels-last",
     "stock_bf16": "stock torch, channels-last, bf16",
@@ -97,6 +99,8 @@ def build(contestant: str, network: str, device: torch.device) -> Contestant:
             split=contestant == "ours_split",
             recompute=contestant == "ours_recompute",
         )
+        if contestant.endswith("_bf16"):
+            return replace(ours, context=partial(_bf16, device))
         return replace(ours, context=_highest) if contestant == "ours_highest" else ours
     if contestant.startswith("authors"):
         return _authors(network, device, split=contestant == "authors_split")

@@ -48,9 +48,14 @@ def step_of_all(contestant: Contestant, batch: Batch, architecture: Tensor) -> R
     images = torch.randint(256, batch.images.shape, dtype=torch.uint8, device=device)
     step = cw.training.GraphedStep(net, optimizer, images, batch.labels, batch_size=count)
     indices = torch.arange(count, device=device)
+
+    def run(architecture: Tensor) -> None:
+        with contestant.context():
+            step.step(architecture, indices)
+
     while not step.captures:
-        step.step(architecture, indices)
-    return lambda architecture: step.step(architecture, indices)
+        run(architecture)
+    return run
 
 
 def pass_of_all(contestant: Contestant, batch: Batch, architecture: Tensor) -> Replay:

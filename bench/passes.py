@@ -28,6 +28,8 @@ A step is forward, loss, backward and optimizer; scoring is the forward pass in 
 gradients; recalibration that in training mode, which updates running statistics.
 """
 SEED = 0
+ONE_FOR_ALL = ("ours_graphed", "ours_graphed_bf16")
+"""Those whose one graph replays for every architecture."""
 ARCHITECTURES_SAVED = 16
 """Bytes are counted, not timed, so that more architectures than are timed fit in seconds."""
 
@@ -37,7 +39,7 @@ def contestants_of(network: str, device: torch.device, *, compiled: bool) -> tup
     absent = {"ours_recompute"} if network != "macro" else set()
     absent |= set() if compiled else {"stock_compiled"}
     absent |= set() if runs_bf16(device) else {"stock_bf16"}
-    absent |= set() if device.type == "cuda" else {"ours_graphed", "stock_graphed"}
+    absent |= set() if device.type == "cuda" else {*ONE_FOR_ALL, "ours_bf16", "stock_graphed"}
     return tuple(name for name in PEERS if name not in absent)
 
 
@@ -69,7 +71,7 @@ def measure(network: str, batches: list[Batch], *, rounds: int, compiled: bool) 
                     peer == "stock_graphed", _action(contestant, name, batch, architecture), device
                 )
                 for peer, contestant in contestants.items()
-                if peer != "ours_graphed"
+                if peer not in ONE_FOR_ALL
             }
             | {peer: partial(replay, architecture) for peer, replay in one_for_all.items()}
             for batch, architecture in zip(batches, architectures, strict=True)
@@ -125,7 +127,7 @@ def _one_for_all(
     return {
         peer: capture(contestant, batch, architecture)
         for peer, contestant in contestants.items()
-        if peer == "ours_graphed"
+        if peer in ONE_FOR_ALL
     }
 
 

@@ -119,12 +119,12 @@ def test_the_printed_tables() -> None:
 def test_who_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr(passes, "runs_bf16", lambda device: False)
-    graphed = {"ours_graphed", "stock_graphed"}
-    plain = set(PEERS) - graphed - {"stock_bf16", "stock_compiled"}
+    on_gpu = {"ours_graphed", "ours_graphed_bf16", "ours_bf16", "stock_graphed"}
+    plain = set(PEERS) - on_gpu - {"stock_bf16", "stock_compiled"}
     assert set(passes.contestants_of("macro", cpu, compiled=False)) == plain
     assert set(passes.contestants_of("full", cpu, compiled=False)) == plain - {"ours_recompute"}
     monkeypatch.setattr(passes, "runs_bf16", lambda device: True)
-    assert set(passes.contestants_of("macro", cpu, compiled=True)) == set(PEERS) - graphed
+    assert set(passes.contestants_of("macro", cpu, compiled=True)) == set(PEERS) - on_gpu
     assert set(passes.contestants_of("macro", gpu, compiled=True)) == set(PEERS)
 
 
