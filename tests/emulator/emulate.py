@@ -2,7 +2,7 @@
 
 The tests that take a device run on the emulator once for each line of RUNS: under sanitizers, whose
 runtimes are loaded before Python, with several seeds, and with the limits of other devices. That is
-an hour; arguments go to pytest, and CI runs a part (`--sample 0.05`).
+an hour; arguments go to pytest, and CI runs a part (`--sample 0.03`).
 """
 
 import os
