@@ -179,7 +179,7 @@ def test_validation_leaves_the_network_as_it_was() -> None:
     generator = cw.data.seeds.seeded_generator("test", 0, cw.data.seeds.VALIDATED)
     loss, correct = 0.0, 0
     for images, labels in batches.validation():
-        logits = net(images, net.space.sample(1, generator=generator)[0])
+        logits = net(images, net.space.sample(1, generator=generator)[0]).detach()
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         correct += int((logits.argmax(1) == labels).sum())
     assert first.loss == pytest.approx(loss / 10)
