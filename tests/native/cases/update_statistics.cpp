@@ -34,12 +34,25 @@ void update(Isa isa, int64_t channels, double momentum, bool same, const std::st
     std::copy_n(before.data(), mean.size(), mean.data());
     std::copy_n(before.data() + mean.size(), var.size(), var.data());
     const Buffer<int64_t> tracked{4, 4, 4};
-    const cwkernels::StatisticsTarget target{
-        sizeof(T) == 8,    mean.data(), var.data(), tracked.data(),
-        statistics.data(), stride,      channels,   count};
+    cwkernels::StatisticsTarget target{};
+    target.double_precision = sizeof(T) == 8;
+    target.running_mean = mean.data();
+    target.running_var = var.data();
+    target.num_batches_tracked = tracked.data();
+    target.statistics = statistics.data();
+    target.statistics_stride = stride;
+    target.sets = sets;
+    target.channels = channels;
+    target.count = count;
     Buffer<int64_t> rows(architectures);
     std::copy(of.begin(), of.end(), rows.data());
-    CWK_CALL_CPU(isa, update_statistics, {&target, rows.data(), 1, architectures, momentum});
+    cwkernels::UpdateStatisticsParams params{};
+    params.targets = &target;
+    params.rows = rows.data();
+    params.norms = 1;
+    params.architectures = architectures;
+    params.momentum = momentum;
+    CWK_CALL_CPU(isa, update_statistics, params);
     Buffer<T> result(before.size());
     std::copy_n(mean.data(), mean.size(), result.data());
     std::copy_n(var.data(), var.size(), result.data() + mean.size());
