@@ -145,7 +145,8 @@ class _Tree:
             fork.norms.take(measurements, self.way)
         if not fork.forks:
             yield fork, output
-        for behind, own in zip(fork.forks, output, strict=False):
+            return
+        for behind, own in zip(fork.forks, output, strict=True):
             yield from self._descend(depth + 1, behind, own, recalibrate)
 
     def _at_head(self, fork: _Fork) -> Recorder:
