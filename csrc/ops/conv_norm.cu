@@ -19,23 +19,25 @@ int64_t weight_offset(const ConvNormParams& p) {
   return (input_gradient_scratch(p).bytes + 127) / 128 * 128;
 }
 
-int input_gradient(const ConvNormParams& p, void* stream) {
-  if (!p.grad_input) return 0;
-  if (input_gradient_is_tiled(p)) {
+// Takes over a sum of weights that is still to be made.
+int input_gradient(const ConvNormParams& p, const WeightSum<float>& rest, void* stream) {
+  if (p.grad_input && input_gradient_is_tiled(p)) {
     return with_precision(p, [&](auto precision) {
-      return launch_input_gradient_tile<decltype(precision)>(p, stream);
+      return launch_input_gradient_tile<decltype(precision)>(p, rest, stream);
     });
   }
+  const int error = launch_weight_sum(rest, stream);
+  if (error != 0 || !p.grad_input) return error;
   return with_stored(p, [&](auto of) {
     return launch_input_gradient_general<typename decltype(of)::Type>(p, stream);
   });
 }
 
-int weight_gradient(const ConvNormParams& p, void* stream) {
+int weight_gradient(const ConvNormParams& p, WeightSum<float>* rest, void* stream) {
   if (conv_norm_weight_is_tiled(p)) {
     auto* partials = reinterpret_cast<float*>(static_cast<char*>(p.workspace) + weight_offset(p));
     return with_precision(p, [&](auto precision) {
-      return launch_weight_tile<decltype(precision)>(p, partials, stream);
+      return launch_weight_tile<decltype(precision)>(p, partials, rest, stream);
     });
   }
   return with_stored(
@@ -57,9 +59,10 @@ CudaScratch conv_norm_cuda_scratch(const ConvNormParams& p) {
 }
 
 CudaScratch conv_norm_backward_cuda_scratch(const ConvNormParams& p) {
-  CudaScratch scratch = input_gradient_scratch(p);
-  if (conv_norm_weight_is_tiled(p)) scratch.bytes = weight_offset(p) + weight_tile_bytes(p);
-  return scratch;
+  const CudaScratch scratch = input_gradient_scratch(p);
+  if (!conv_norm_weight_is_tiled(p)) return scratch;
+  const CudaScratch own = weight_tile_scratch(p);
+  return {weight_offset(p) + own.bytes, scratch.tickets + own.tickets};
 }
 
 int conv_norm_cuda(const ConvNormParams& p, void* stream) {
@@ -72,8 +75,9 @@ int conv_norm_cuda(const ConvNormParams& p, void* stream) {
 }
 
 int conv_norm_backward_cuda(const ConvNormParams& p, void* stream) {
-  const int error = input_gradient(p, stream);
-  return error != 0 ? error : weight_gradient(p, stream);
+  WeightSum<float> rest{};
+  const int error = weight_gradient(p, &rest, stream);
+  return error != 0 ? error : input_gradient(p, rest, stream);
 }
 
 }  // namespace cwkernels

@@ -1,6 +1,7 @@
 #pragma once
 #include "../parts/by_dtype.cuh"
 #include "../parts/tile_sums.cuh"
+#include "../parts/tile_weight.cuh"
 #include "conv_norm_load.cuh"
 
 // conv_norm and the gradient of its input by the tiles of parts/tile.cuh, in float32 and bf16 and
@@ -18,20 +19,20 @@ struct ConvNormTile {
   void* partials;
 };
 
-// Where a block is: grid (blocks x chunks of outputs, architectures).
+// Where a block is of a grid (blocks x chunks of outputs, architectures), `number` its x.
 template <class Split>
 struct ConvNormPlace {
   int64_t block, architecture, chunks, chunk, slot;
 
-  __device__ __forceinline__ explicit ConvNormPlace(const ConvNormTile& t)
-      : block(blockIdx.x % t.blocks),
+  __device__ __forceinline__ ConvNormPlace(const ConvNormTile& t, int64_t number)
+      : block(number % t.blocks),
         architecture(blockIdx.y),
         chunks(t.outputs / Split::kOutputs),
-        chunk(blockIdx.x / t.blocks),
+        chunk(number / t.blocks),
         slot(architecture * chunks + chunk) {}
 };
 
-// The sums of products of one tile, over all channels of the source. The weights of one step of
+// Adds the products of one tile, over all channels of the source. The weights of one step of
 // channels stay for the next tile of the same part: `there`.
 template <class Precision, class Split, bool kTransposed, class Load>
 __device__ __forceinline__ void convolve_tile(typename Split::Sums& sums, const ConvNormTile& t,
@@ -40,7 +41,6 @@ __device__ __forceinline__ void convolve_tile(typename Split::Sums& sums, const 
                                               float* source, float* weights, bool there) {
   const SourceRows<Split> rows(part.tiles, part.window);
   const auto* weight = static_cast<const float*>(t.p.weight);
-  sums.clear();
   for (int channel = 0; channel < t.depth; channel += Split::kDepth) {
     sync_block();
     load_source<Precision, Split::kDepth, Split::kStride>(part.tiles, part.window, tile, height,
@@ -61,15 +61,10 @@ __device__ __forceinline__ void convolve_tile(typename Split::Sums& sums, const 
 // with its number, measures what it wrote from its registers, and the last block of all has the
 // statistics. The stem, 3 to 16 channels at 32 x 32, batch 256: reads 3.1 MB and writes 16.8 MB in
 // 2,048 tiles, 8 by each of 264 blocks.
-// Moments and a step's weights under way take the registers of as many sums again: two blocks on a
-// processor only where that leaves room.
 template <class Precision, class Split, class Load>
-__global__ void __launch_bounds__(Split::kThreads, Split::resident(2 * Precision::kProducts))
-    conv_norm_tile(const __grid_constant__ ConvNormTile t) {
+__device__ __forceinline__ void convolve_tiles(const ConvNormTile& t, int64_t block) {
   using Stored = typename Precision::Stored;
-  wait_for_previous();
-  allow_next();
-  const ConvNormPlace<Split> at(t);
+  const ConvNormPlace<Split> at(t, block);
   const int output = static_cast<int>(at.chunk) * Split::kOutputs;
   Shared shared;
   float* source = shared.take<float>(static_cast<size_t>(t.source_values));
@@ -87,6 +82,7 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(2 * Precision
   for (int64_t number = at.block; number < part.tiles.count; number += t.blocks) {
     const TilePlace tile = tile_place(part.tiles, number);
     typename Split::Sums sums;
+    sums.clear();
     convolve_tile<Precision, Split, false>(sums, t, part, tile, static_cast<int>(t.size.height),
                                            static_cast<int>(t.size.width), output, load, source,
                                            weights, number != at.block);
@@ -119,6 +115,19 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(2 * Precision
         measured[c] = whole.mean;
         measured[t.outputs + c] = whole.variance();
       });
+}
+
+// Moments and a step's weights under way take the registers of as many sums again: two blocks on a
+// processor only where that leaves room.
+template <class Split, class Precision>
+constexpr int kForwardResident = Split::resident(2 * Precision::kProducts);
+
+template <class Precision, class Split, class Load>
+__global__ void __launch_bounds__(Split::kThreads, kForwardResident<Split, Precision>)
+    conv_norm_tile(const __grid_constant__ ConvNormTile t) {
+  wait_for_previous();
+  allow_next();
+  convolve_tiles<Precision, Split, Load>(t, blockIdx.x);
 }
 
 // The gradient of a loaded pixel goes back through the ReLU, and adds to the sums of the batch
@@ -194,16 +203,30 @@ __device__ __forceinline__ auto store_gradient(const ConvNormTile& t, const Conv
   }
 }
 
+// A tile's launch that carries the sum of the weights' gradient, whose partial results the launch
+// before it left, in blocks of its own behind those of the tiles.
+struct ConvNormMasked {
+  ConvNormTile tile;
+  int64_t tile_blocks;
+  WeightSum<float> sum;
+};
+
 // The gradient of the input up to its normalisation, with the two sums of the batch norm's backward
 // pass; persistent blocks as above. The parameters, whose parts are indexed, stay where they are
 // and are not copied to the stack of each thread.
 template <class Precision, class Split, bool kPooled>
 __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kProducts))
-    conv_norm_masked_tile(const __grid_constant__ ConvNormTile t) {
+    conv_norm_masked_tile(const __grid_constant__ ConvNormMasked masked) {
   using Stored = typename Precision::Stored;
   wait_for_previous();
   allow_next();
-  const ConvNormPlace<Split> at(t);
+  static_assert(Split::kThreads == kWeightSumThreads);
+  if (blockIdx.x >= masked.tile_blocks) {
+    if (blockIdx.y == 0) sum_weights(masked.sum, blockIdx.x - masked.tile_blocks);
+    return;
+  }
+  const ConvNormTile& t = masked.tile;
+  const ConvNormPlace<Split> at(t, blockIdx.x);
   const int output = static_cast<int>(at.chunk) * Split::kOutputs;
   Shared shared;
   float* source = shared.take<float>(static_cast<size_t>(t.source_values));
@@ -225,6 +248,7 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kP
     const ConvPart& part = t.all.part_of(&number);
     const TilePlace tile = tile_place(part.tiles, number);
     typename Split::Sums sums;
+    sums.clear();
     convolve_tile<Precision, Split, true>(
         sums, t, part, tile, static_cast<int>(t.size.output_height),
         static_cast<int>(t.size.output_width), output, load, source, weights, &part == before);
@@ -298,18 +322,22 @@ Partials<Value> conv_norm_partials(const ConvNormTile& t) {
   return {static_cast<Value*>(t.partials), t.p.tickets, blocks, Split::kOutputs};
 }
 
-// Completes a tile for its launch and launches it.
+// Completes a tile for its launch.
 template <class Split, class Value>
-int launch_conv_norm_tile(void (*kernel)(ConvNormTile), ConvNormTile t, void* stream) {
-  const int source_pixels = t.all.source_pixels(), taps = t.all.taps();
-  t.source_values = Split::source_values(source_pixels);
-  t.weight_values = Split::weight_values(taps);
-  t.blocks = conv_norm_partials<Split, Value>(t).blocks;
-  const size_t shared =
-      static_cast<size_t>(tile_bytes<Split>(source_pixels, taps) + Coefficients::bytes(t.p)) +
-      shared_bytes<Value>(Split::kWarpsM * Split::kOutputs) + shared_bytes<int>(1);
-  return launch(kernel, {t.blocks * (t.outputs / Split::kOutputs), t.p.architectures},
-                Split::kThreads, shared, stream, t);
+void share_out(ConvNormTile* t) {
+  t->source_values = Split::source_values(t->all.source_pixels());
+  t->weight_values = Split::weight_values(t->all.taps());
+  t->blocks = conv_norm_partials<Split, Value>(*t).blocks;
+}
+template <class Split>
+int64_t tile_blocks(const ConvNormTile& t) {
+  return t.blocks * (t.outputs / Split::kOutputs);
+}
+template <class Split, class Value>
+size_t conv_norm_shared(const ConvNormTile& t) {
+  return static_cast<size_t>(tile_bytes<Split>(t.all.source_pixels(), t.all.taps()) +
+                             Coefficients::bytes(t.p)) +
+         shared_bytes<Value>(Split::kWarpsM * Split::kOutputs) + shared_bytes<int>(1);
 }
 
 // f(split, load) for the forward pass: an averaged input is read by few channels only.
@@ -325,12 +353,13 @@ auto with_forward_tile(const ConvNormTile& t, const F& f) {
 
 template <class Precision>
 int launch_forward_tile(const ConvNormParams& p, void* stream) {
-  const ConvNormTile t = make_conv_norm_tile(p, false);
+  ConvNormTile t = make_conv_norm_tile(p, false);
   return with_forward_tile<typename Precision::Stored>(t, [&](auto split, auto load) {
     using Split = decltype(split);
     using Load = typename decltype(load)::Type;
-    return launch_conv_norm_tile<Split, Moments<float>>(conv_norm_tile<Precision, Split, Load>, t,
-                                                        stream);
+    share_out<Split, Moments<float>>(&t);
+    return launch(conv_norm_tile<Precision, Split, Load>, {tile_blocks<Split>(t), p.architectures},
+                  Split::kThreads, conv_norm_shared<Split, Moments<float>>(t), stream, t);
   });
 }
 
@@ -348,18 +377,24 @@ inline bool input_gradient_is_tiled(const ConvNormParams& p) {
   return conv_norm_is_tiled(p) && (!p.pool || (!p.relu && !p.statistics));
 }
 
+template <class Precision, class Split, bool kPooled>
+int launch_masked_tile(const ConvNormTile& tile, const WeightSum<float>& sum, void* stream) {
+  ConvNormMasked t{tile, 0, sum};
+  share_out<Split, Sums<float>>(&t.tile);
+  t.tile_blocks = tile_blocks<Split>(t.tile);
+  return launch(conv_norm_masked_tile<Precision, Split, kPooled>,
+                {t.tile_blocks + weight_sum_blocks(sum), tile.p.architectures}, Split::kThreads,
+                conv_norm_shared<Split, Sums<float>>(t.tile), stream, t);
+}
+
+// With a sum of weights that is still to be made, or one of none.
 template <class Precision>
-int launch_input_gradient_tile(const ConvNormParams& p, void* stream) {
+int launch_input_gradient_tile(const ConvNormParams& p, const WeightSum<float>& sum, void* stream) {
   const ConvNormTile t = make_conv_norm_tile(p, true);
-  if (p.pool) {
-    using Split = Tile16;
-    return launch_conv_norm_tile<Split, Sums<float>>(conv_norm_masked_tile<Precision, Split, true>,
-                                                     t, stream);
-  }
+  if (p.pool) return launch_masked_tile<Precision, Tile16, true>(t, sum, stream);
   return with_conv_norm_tile(t, [&](auto split) {
     using Split = decltype(split);
-    const int error = launch_conv_norm_tile<Split, Sums<float>>(
-        conv_norm_masked_tile<Precision, Split, false>, t, stream);
+    const int error = launch_masked_tile<Precision, Split, false>(t, sum, stream);
     if (error != 0 || !p.statistics) return error;
     const Partials<Sums<float>> partials = conv_norm_partials<Split, Sums<float>>(t);
     const ConvNormPass<typename Precision::Stored, Sums> pass{p,

@@ -1,5 +1,4 @@
 #pragma once
-#include "../parts/tile_weight.cuh"
 #include "conv_norm_tile.cuh"
 
 // The gradient of conv_norm's weights by the tiles of parts/tile_weight.cuh, in float32 and bf16,
@@ -13,17 +12,22 @@ struct ConvNormWeight {
   LoadedSize size;
   int64_t values;  // of shared memory
   int64_t first, blocks;
-  float* partials;  // [architectures of this launch, blocks, K, C, R, R]
+  float* partials;    // [architectures of this launch, blocks, K, C, R, R]
+  unsigned* tickets;  // null: a later launch sums them
 };
+
+inline int64_t __host__ __device__ conv_norm_weights(const ConvNormParams& p) {
+  return p.output_channels * p.input_channels * p.kernel_size * p.kernel_size;
+}
+__host__ __device__ inline Partials<Sum<float>> weight_partials(const ConvNormWeight& t) {
+  return {reinterpret_cast<Sum<float>*>(t.partials), t.tickets, t.blocks, conv_norm_weights(t.p)};
+}
 
 // Grid: (blocks x chunks of outputs x chunks of inputs, architectures), 256 threads: what
 // gather_conv_weight_tile is, with the normalised input.
 template <class Precision, class Split, class Load>
-__global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kProducts))
-    conv_norm_weight_tile(ConvNormWeight t) {
+__device__ __forceinline__ void multiply_weight_tiles(const ConvNormWeight& t, int64_t place) {
   using Stored = typename Precision::Stored;
-  wait_for_previous();
-  allow_next();
   Shared shared;
   float* gradients = shared.take<float>(static_cast<size_t>(t.values));
   int* table = shared.take<int>(Split::kPixels);
@@ -32,9 +36,9 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kP
   const int outputs = static_cast<int>(t.p.output_channels);
   const int input_chunks = (inputs + Split::kInputs - 1) / Split::kInputs;
   const int output_chunks = outputs / Split::kOutputs;
-  const int input = static_cast<int>(blockIdx.x % input_chunks) * Split::kInputs;
-  const int output = static_cast<int>(blockIdx.x / input_chunks % output_chunks) * Split::kOutputs;
-  const int64_t block = blockIdx.x / (input_chunks * output_chunks), a = t.first + blockIdx.y;
+  const int input = static_cast<int>(place % input_chunks) * Split::kInputs;
+  const int output = static_cast<int>(place / input_chunks % output_chunks) * Split::kOutputs;
+  const int64_t block = place / (input_chunks * output_chunks), a = t.first + blockIdx.y;
   const Coefficients coefficients(t.p, a, shared);
   const Load load_input(t.p, coefficients, a);
   const LoadDense<Stored> load_gradient{
@@ -59,13 +63,23 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kP
     if (input + c >= inputs) return;
     to[(static_cast<int64_t>(output + k) * inputs + input + c) * Split::kTaps + tap] = value;
   });
+  if (!t.tickets) return;
+  const Partials<Sum<float>> partials = weight_partials(t);
+  int* last = shared.take<int>(1);
+  if (!merge_group(partials, 0, block, input_chunks * output_chunks, last)) return;
+  auto* gradient = static_cast<float*>(t.p.grad_weight);
+  merge_groups(partials, 0, last, [&](int64_t c, Sum<float> sum) { gradient[c] = sum.value; });
+}
+
+template <class Precision, class Split, class Load>
+__global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kProducts))
+    conv_norm_weight_tile(ConvNormWeight t) {
+  wait_for_previous();
+  allow_next();
+  multiply_weight_tiles<Precision, Split, Load>(t, blockIdx.x);
 }
 
 // --- On the host ---------------------------------------------------------------------------------
-
-inline int64_t conv_norm_weights(const ConvNormParams& p) {
-  return p.output_channels * p.input_channels * p.kernel_size * p.kernel_size;
-}
 
 // An average before several taps has no kernel here.
 inline bool conv_norm_weight_is_tiled(const ConvNormParams& p) {
@@ -114,45 +128,70 @@ inline int64_t conv_norm_weights_together(const ConvNormParams& p, int64_t block
   return min(min(kWeightWorkspace / bytes, kWeightSumMost), p.architectures);
 }
 
-inline int64_t weight_tile_bytes(const ConvNormParams& p) {
+// Whether the last blocks sum the partial results, where no launch follows that could: those of the
+// stem, 16 x 3 x 3 x 3 weights of 1.7 KB, are 16 x 1.7 = 28 KB for the last of a group to read.
+constexpr int64_t kSummedByLast = 1024;
+inline bool weights_sum_themselves(const ConvNormParams& p) {
+  return !p.grad_input && p.architectures == 1 && conv_norm_weights(p) <= kSummedByLast;
+}
+
+// With the tickets of a gradient that sums itself.
+inline CudaScratch weight_tile_scratch(const ConvNormParams& p) {
   return with_weight_split<float>(p, [&](auto split, auto /*load*/) {
-    const int64_t blocks = make_conv_norm_weight<decltype(split)>(p, nullptr).blocks;
-    return conv_norm_weights_together(p, blocks) * blocks * conv_norm_weights(p) *
-           static_cast<int64_t>(sizeof(float));
+    const ConvNormWeight t = make_conv_norm_weight<decltype(split)>(p, nullptr);
+    if (weights_sum_themselves(p)) return weight_partials(t).scratch(1);
+    return CudaScratch{conv_norm_weights_together(p, t.blocks) * t.blocks * conv_norm_weights(p) *
+                           static_cast<int64_t>(sizeof(float)),
+                       0};
   });
 }
 
+template <class Split>
+size_t weight_tile_shared(const ConvNormWeight& t) {
+  return shared_bytes<float>(static_cast<size_t>(t.values)) + shared_bytes<int>(Split::kPixels) +
+         static_cast<size_t>(Coefficients::bytes(t.p)) + shared_bytes<int>(1);
+}
+
+// What `count` architectures from t.first on have left.
+inline WeightSum<float> weight_sum_of(const ConvNormWeight& t, int64_t count) {
+  WeightSum<float> sum{};
+  sum.partials = t.partials;
+  sum.target = static_cast<float*>(t.p.grad_weight);
+  sum.values = conv_norm_weights(t.p);
+  sum.parts = t.blocks;
+  sum.count = count;
+  sum.opens = t.first == 0 ? 1 : 0;
+  return sum;
+}
+
+// Leaves the last sum to the launch that follows, in `rest`; one of none if it is made.
 template <class Precision, class Split, class Load>
-int launch_weight_tile(const ConvNormParams& p, float* partials, void* stream) {
+int launch_weight_tile(const ConvNormParams& p, float* partials, WeightSum<float>* rest,
+                       void* stream) {
   ConvNormWeight t = make_conv_norm_weight<Split>(p, partials);
+  if (weights_sum_themselves(p)) t.tickets = p.tickets;
   const int64_t chunks = weight_chunks<Split>(p.output_channels, p.input_channels);
-  const size_t shared = shared_bytes<float>(static_cast<size_t>(t.values)) +
-                        shared_bytes<int>(Split::kPixels) +
-                        static_cast<size_t>(Coefficients::bytes(p));
   const int64_t together = conv_norm_weights_together(p, t.blocks);
   for (t.first = 0; t.first < p.architectures; t.first += together) {
-    const int64_t count = min(together, p.architectures - t.first);
-    if (const int error = launch(conv_norm_weight_tile<Precision, Split, Load>,
-                                 {t.blocks * chunks, count}, Split::kThreads, shared, stream, t)) {
-      return error;
+    if (rest->count != 0) {
+      if (const int error = launch_weight_sum(*rest, stream)) return error;
     }
-    WeightSum<float> sum{};
-    sum.partials = partials;
-    sum.target = static_cast<float*>(p.grad_weight);
-    sum.values = conv_norm_weights(p);
-    sum.parts = t.blocks;
-    sum.count = count;
-    sum.opens = t.first == 0 ? 1 : 0;
-    if (const int error = launch_weight_sum(sum, stream)) return error;
+    const int64_t count = min(together, p.architectures - t.first);
+    const int error =
+        launch(conv_norm_weight_tile<Precision, Split, Load>, {t.blocks * chunks, count},
+               Split::kThreads, weight_tile_shared<Split>(t), stream, t);
+    if (error != 0) return error;
+    if (!t.tickets) *rest = weight_sum_of(t, count);
   }
   return 0;
 }
 
 template <class Precision>
-int launch_weight_tile(const ConvNormParams& p, float* partials, void* stream) {
+int launch_weight_tile(const ConvNormParams& p, float* partials, WeightSum<float>* rest,
+                       void* stream) {
   return with_weight_split<typename Precision::Stored>(p, [&](auto split, auto load) {
     using Load = typename decltype(load)::Type;
-    return launch_weight_tile<Precision, decltype(split), Load>(p, partials, stream);
+    return launch_weight_tile<Precision, decltype(split), Load>(p, partials, rest, stream);
   });
 }
 

@@ -29,6 +29,15 @@ struct Sums {
   }
 };
 
+// One plain sum.
+template <class T>
+struct Sum {
+  T value;
+
+  __device__ static Sum load(const Sum* from) { return {load_shared_by_blocks(&from->value)}; }
+  __device__ Sum merged(const Sum& other) const { return {value + other.value}; }
+};
+
 // How many values there were, their mean, and the sum of their squares about it: what a mean of
 // 1000 times the deviation leaves whole, as E[x^2] - E[x]^2 does not. Merged as Chan et al. do.
 template <class T>
@@ -165,17 +174,15 @@ __device__ __forceinline__ bool arrives_last(unsigned* ticket, int64_t members, 
   return *last != 0;
 }
 
-// Leaves own(channel) for each channel as the partial result of a block, by all its threads, and
-// merges those of its group if the block is the last of it: returns whether it is.
-template <class Value, class Own>
-__device__ __forceinline__ bool leave_partial(const Partials<Value>& to, int64_t slot,
-                                              int64_t block, int* last, const Own& own) {
-  Value* mine = to.of_block(slot, block);
-  for (int64_t c = threadIdx.x; c < to.width; c += blockDim.x) mine[c] = own(c);
+// Merges the partial results of a block's group, each left by `chunks` blocks, if this one is the
+// last of them: returns whether it is.
+template <class Value>
+__device__ __forceinline__ bool merge_group(const Partials<Value>& to, int64_t slot, int64_t block,
+                                            int64_t chunks, int* last) {
   const int64_t group = block / kGroup, first = group * kGroup;
   const int64_t members = to.blocks - first < kGroup ? to.blocks - first : kGroup;
   unsigned* ticket = to.tickets + slot * to.tickets_per_slot() + group;
-  if (!arrives_last(ticket, members, last)) return false;
+  if (!arrives_last(ticket, members * chunks, last)) return false;
   const Value* parts = to.of_block(slot, first);
   Value* merged = to.of_group(slot, group);
   for (int64_t c = threadIdx.x; c < to.width; c += blockDim.x) {
@@ -187,13 +194,11 @@ __device__ __forceinline__ bool leave_partial(const Partials<Value>& to, int64_t
   return true;
 }
 
-// The same; and the block that is the last of all gives the sum of each channel to done(channel,
-// sum), for a result that leaves the operation with this launch.
-template <class Value, class Own, class Done>
-__device__ __forceinline__ void leave_partial(const Partials<Value>& to, int64_t slot,
-                                              int64_t block, int* last, const Own& own,
-                                              const Done& done) {
-  if (!leave_partial(to, slot, block, last, own)) return;
+// By a block that has merged its group: if it is the last of all, it gives the sum of each channel
+// to done(channel, sum), for a result that leaves the operation with this launch.
+template <class Value, class Done>
+__device__ __forceinline__ void merge_groups(const Partials<Value>& to, int64_t slot, int* last,
+                                             const Done& done) {
   unsigned* ticket = to.tickets + slot * to.tickets_per_slot() + to.groups();
   if (!arrives_last(ticket, to.groups(), last)) return;
   for (int64_t c = threadIdx.x; c < to.width; c += blockDim.x) {
@@ -204,6 +209,23 @@ __device__ __forceinline__ void leave_partial(const Partials<Value>& to, int64_t
     }
     done(c, total);
   }
+}
+
+// Leaves own(channel) for each channel as the partial result of a block, by all its threads, and
+// merges those of its group if the block is the last of it: returns whether it is.
+template <class Value, class Own>
+__device__ __forceinline__ bool leave_partial(const Partials<Value>& to, int64_t slot,
+                                              int64_t block, int* last, const Own& own) {
+  Value* mine = to.of_block(slot, block);
+  for (int64_t c = threadIdx.x; c < to.width; c += blockDim.x) mine[c] = own(c);
+  return merge_group(to, slot, block, 1, last);
+}
+// The same, and the sums as merge_groups gives them.
+template <class Value, class Own, class Done>
+__device__ __forceinline__ void leave_partial(const Partials<Value>& to, int64_t slot,
+                                              int64_t block, int* last, const Own& own,
+                                              const Done& done) {
+  if (leave_partial(to, slot, block, last, own)) merge_groups(to, slot, last, done);
 }
 
 }  // namespace cwkernels

@@ -184,14 +184,12 @@ constexpr int kWeightSumValues = kWeightSumThreads / kWeightSumSlices;
 // order. A warp reads 128 bytes at once. Bound by the partial results, which lie in L2: 264 of 9.2
 // KB at 16 channels, 2.4 MB, are read by 72 blocks, 33 values a thread.
 template <class T>
-__global__ void __launch_bounds__(kWeightSumThreads) weight_sum_kernel(WeightSum<T> p) {
-  wait_for_previous();
-  allow_next();
+__device__ __forceinline__ void sum_weights(const WeightSum<T>& p, int64_t block) {
   Shared shared;
   T* slices = shared.take<T>(kWeightSumThreads);
   const int own = static_cast<int>(threadIdx.x) % kWeightSumValues;
   const int slice = static_cast<int>(threadIdx.x) / kWeightSumValues;
-  const int64_t value = static_cast<int64_t>(blockIdx.x) * kWeightSumValues + own;
+  const int64_t value = block * kWeightSumValues + own;
   for (int64_t a = 0; a < p.count; ++a) {
     T sum = 0;
     if (value < p.values) {
@@ -212,9 +210,20 @@ __global__ void __launch_bounds__(kWeightSumThreads) weight_sum_kernel(WeightSum
 }
 
 template <class T>
+__global__ void __launch_bounds__(kWeightSumThreads) weight_sum_kernel(WeightSum<T> p) {
+  wait_for_previous();
+  allow_next();
+  sum_weights(p, blockIdx.x);
+}
+
+template <class T>
+int64_t weight_sum_blocks(const WeightSum<T>& p) {
+  return (p.values + kWeightSumValues - 1) / kWeightSumValues;
+}
+template <class T>
 int launch_weight_sum(const WeightSum<T>& p, void* stream) {
-  return launch(weight_sum_kernel<T>, {(p.values + kWeightSumValues - 1) / kWeightSumValues},
-                kWeightSumThreads, shared_bytes<T>(kWeightSumThreads), stream, p);
+  return launch(weight_sum_kernel<T>, {weight_sum_blocks(p)}, kWeightSumThreads,
+                shared_bytes<T>(kWeightSumThreads), stream, p);
 }
 
 // --- How large -----------------------------------------------------------------------------------
