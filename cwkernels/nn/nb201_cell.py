@@ -157,7 +157,9 @@ class ResidualReduction(nn.Module):
 
     def forward(self, input: Tensor) -> tuple[Tensor, list[tuple[FixedNorm, Tensor, int]]]:
         """The output and, for each batch norm, what it measured over how many values."""
-        a, measured_a = ops.conv_norm(input, self.conv_a.weight, relu=True, stride=2)
+        a, measured_a, shortcut = ops.reduction_conv(
+            input, self.conv_a.weight, self.shortcut.weight
+        )
         b, measured_b = ops.conv_norm(
             a,
             self.conv_b.weight,
@@ -167,7 +169,6 @@ class ResidualReduction(nn.Module):
             relu=True,
             training=self.training,
         )
-        shortcut, _ = ops.conv_norm(input, self.shortcut.weight, pool=True)
         output = ops.norm_add(
             b,
             self.norm_b.used(measured_b),

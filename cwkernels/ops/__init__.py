@@ -17,6 +17,7 @@ from cwkernels.ops.precision import (
     float32_conv_precision,
     set_float32_conv_precision,
 )
+from cwkernels.ops.reduction_conv import reduction_conv
 from cwkernels.ops.select import SelectLayout, select
 from cwkernels.ops.sgd import sgd
 from cwkernels.ops.update_statistics import update_statistics
@@ -38,6 +39,7 @@ __all__ = [
     "nb201_cell",
     "nb201_plan",
     "norm_add",
+    "reduction_conv",
     "release_workspace",
     "select",
     "set_backend",

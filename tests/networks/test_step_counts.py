@@ -36,11 +36,12 @@ def one_each_way(forward: dict[str, int]) -> Counter[str]:
 
 
 def nb201_calls(cells_per_stage: int) -> Counter[str]:
-    """Stem; cells; in a reduction two convolutions and a shortcut's, and their sum; head."""
+    """Stem; cells; in a reduction two convolutions with a shortcut's, and their sum; head."""
     stem = head = 1
     return one_each_way(
         {
-            "conv_norm": stem + 3 * REDUCTIONS,
+            "conv_norm": stem + REDUCTIONS,
+            "reduction_conv": REDUCTIONS,
             "norm_add": stem + REDUCTIONS + head,
             "nb201_cell": 3 * cells_per_stage,
         }

@@ -25,6 +25,8 @@ OPERATIONS = {
     "norm_add",
     "norm_add_backward",
     "poison_workspace",
+    "reduction_conv",
+    "reduction_conv_backward",
     "release_workspace",
     "select",
     "set_cpu_isa",
