@@ -178,33 +178,34 @@ class Reduction:
 
     def forward(self) -> None:
         """In training, and there the last batch norm and the sum have a kernel of their own."""
-        self.plan.launch(self.conv_a.name, [self.input], [self.a], [self.conv_a])
+        self._first()
         self.plan.launch(self.conv_b.name, [self.a], [self.b], [self.conv_b])
-        self.plan.launch(self.shortcut.name, [self.input], [self.short], [self.shortcut])
         self.plan.launch(f"{self.name} sum", [self.b, self.short], [self.output])
 
     def evaluate(self) -> None:
         """The sum is the last convolution's epilogue."""
-        self.plan.launch(self.conv_a.name, [self.input], [self.a], [self.conv_a])
-        self.plan.launch(self.shortcut.name, [self.input], [self.short], [self.shortcut])
+        self._first()
         self.plan.launch(self.conv_b.name, [self.a, self.short], [self.output], [self.conv_b])
 
+    def _first(self) -> None:
+        """The two convolutions that read the input."""
+        convs = [self.conv_a, self.shortcut]
+        self.plan.launch(f"{self.name} a and shortcut", [self.input], [self.a, self.short], convs)
+
     def backward(self, gradient: Value) -> Value:
-        """Each convolution has a kernel for its data and one for its weights."""
+        """A kernel for the data of those that read one tensor, and one for their weights."""
         plan, name = self.plan, self.name
         of_a = Value(f"{name} gradient of a", self.a.bytes)
         of_b = Value(f"{name} gradient of b", self.b.bytes)
-        of_short = Value(f"{name} gradient of shortcut", self.input.bytes)
         plan.sums(f"{name} sums of b", gradient, self.b)
         plan.launch(f"{name} norm of b", [gradient, self.b], [of_b])
         plan.launch(f"{name} gradient of a", [of_b, self.a], [of_a], [self.conv_b])
         plan.weight_gradients(f"{name} weight of b", [self.a, of_b], [self.conv_b])
-        plan.launch(f"{name} gradient of shortcut", [gradient], [of_short], [self.shortcut])
-        weight = f"{name} weight of shortcut"
-        plan.weight_gradients(weight, [self.input, gradient], [self.shortcut])
-        reads = [of_a, self.a, self.input, of_short]
-        plan.launch(f"{name} gradient of input", reads, [self.gradient], [self.conv_a])
-        plan.weight_gradients(f"{name} weight of a", [self.input, of_a, self.a], [self.conv_a])
+        convs = [self.conv_a, self.shortcut]
+        reads = [of_a, self.a, self.input, gradient]
+        plan.launch(f"{name} gradient of input", reads, [self.gradient], convs)
+        reads = [self.input, of_a, self.a, gradient]
+        plan.weight_gradients(f"{name} weights of a and shortcut", reads, convs)
         return self.gradient
 
 

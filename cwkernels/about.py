@@ -14,9 +14,10 @@ GPU_VERIFIED: Mapping[str, str] = {
     **dict.fromkeys(("batch", "copy_rows", "nb201_plan", "select"), "1c56de8 (H200)"),
     **dict.fromkeys(("sgd", "sgd_slots", "update_statistics"), "7e9c9a2 (H200)"),
     **dict.fromkeys(
+        ("conv_norm", "conv_norm_backward"), "1c56de8 (H200), changed and bfloat16 since: emulated"
+    ),
+    **dict.fromkeys(
         (
-            "conv_norm",
-            "conv_norm_backward",
             "gather_conv",
             "gather_conv_backward_input",
             "gather_conv_backward_weight",

@@ -423,6 +423,13 @@ NATIVE = (
         _CONV_NORM_TESTS,
     ),
     Mutant(
+        "the shortcut's gradient of the input forgotten",
+        "csrc/ops/reduction_conv_cpu.cpp",
+        "if (p.conv.grad_input) add(p.conv, other);",
+        "if (p.conv.grad_input && !MUTANT) add(p.conv, other);",
+        ("tests/ops/test_reduction_conv.py", "-k", "stock_torch"),
+    ),
+    Mutant(
         "memory handed out twice",
         _ARENA,
         "best->used = true;",
