@@ -11,11 +11,16 @@ struct ReductionConvTile {
   int64_t conv_blocks;
 };
 
+// Two blocks on a processor as conv_norm's, but for bf16, whose widening would spill.
+template <class Split, class Precision>
+constexpr int kPairResident =
+    sizeof(typename Precision::Stored) < sizeof(float) ? 1 : kForwardResident<Split, Precision>;
+
 // Grid: (blocks of both, architectures). 16 to 32 channels at batch 256 and 32 x 32: the 3 x 3 taps
 // are 0.60 G multiply-adds in 264 blocks, the shortcut's 0.034 G in as many, which start as the
 // first ones end. Both read the input's 16.8 MB, the second time out of L2.
 template <class Precision, class Split>
-__global__ void __launch_bounds__(Split::kThreads, kForwardResident<Split, Precision>)
+__global__ void __launch_bounds__(Split::kThreads, kPairResident<Split, Precision>)
     reduction_conv_tile(const __grid_constant__ ReductionConvTile t) {
   using Stored = typename Precision::Stored;
   wait_for_previous();
