@@ -258,6 +258,24 @@ def test_few_launches(name: str, forward: int, backward: int) -> None:
         assert emulated_launches() - before - forward == backward
 
 
+@pytest.mark.parametrize("outputs", [16, 32])
+def test_the_stems_weights_alone(outputs: int, device: torch.device) -> None:
+    """Images take no gradient: no launch follows that could sum what the blocks have left."""
+    case = replace(named("stem"), out_channels=outputs)
+    inputs = {name: small_integers(*t.shape, seed=7) for name, t in inputs_of(case).items()}
+    cotangents = {name: small_integers(*t.shape, seed=9) for name, t in cotangents_of(case).items()}
+    wanted = evaluate(stock(case, statistics_too=False), cast(inputs, torch.float64), cotangents)[
+        "gradient of weight"
+    ]
+    leaves = {name: t.to(device).requires_grad_(name == "weight") for name, t in inputs.items()}
+    output = on_device(run(case), device)(leaves)["output"]
+    output.backward(cotangents["output"].to(output))
+    gradient = leaves["weight"].grad
+    assert gradient is not None
+    assert wanted is not None
+    assert_bitwise("gradient of weight", gradient.cpu(), wanted.to(gradient.dtype))
+
+
 ARCHITECTURES = [case for case in CASES if len(case.shape) == 5 and case.training]
 
 

@@ -179,7 +179,9 @@ def test_a_gradient_of_one_output(kept: str, device: torch.device) -> None:
     gradient = results[f"gradient of {other}"]
     assert gradient is not None
     assert torch.equal(gradient, torch.zeros_like(gradient))
-    both = cotangents | {n: torch.zeros_like(t) for n, t in cotangents_of(case).items() if n != kept}
+    both = cotangents | {
+        n: torch.zeros_like(t) for n, t in cotangents_of(case).items() if n != kept
+    }
     for name, wanted in evaluate(on_device(run, device), inputs_of(case), both).items():
         if name.startswith("gradient"):
             result = results[name]
