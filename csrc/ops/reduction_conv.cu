@@ -8,9 +8,7 @@ struct BothScratch {
   CudaScratch conv, shortcut;
 
   int64_t offset() const { return (conv.bytes + 127) / 128 * 128; }
-  CudaScratch all() const {
-    return {offset() + shortcut.bytes, conv.tickets + shortcut.tickets};
-  }
+  CudaScratch all() const { return {offset() + shortcut.bytes, conv.tickets + shortcut.tickets}; }
   ReductionConvParams placed(ReductionConvParams p) const {
     p.conv.workspace = p.workspace;
     p.conv.tickets = p.tickets;
@@ -95,7 +93,7 @@ BothScratch backward_scratch(const ReductionConvParams& p) {
   }
   return with_weight_splits(p, [&](auto split, auto pointwise) {
     return BothScratch{{partial_bytes<decltype(split)>(p.conv), 0},
-                {partial_bytes<decltype(pointwise)>(p.shortcut), 0}};
+                       {partial_bytes<decltype(pointwise)>(p.shortcut), 0}};
   });
 }
 
@@ -106,19 +104,17 @@ int launch_weights(const ReductionConvParams& p, ReductionConvGradient* rest, vo
     using Pointwise = decltype(pointwise);
     ReductionConvWeight t{
         make_conv_norm_weight<Split>(p.conv, static_cast<float*>(p.conv.workspace)),
-        make_conv_norm_weight<Pointwise>(p.shortcut, static_cast<float*>(p.shortcut.workspace)),
-        0};
+        make_conv_norm_weight<Pointwise>(p.shortcut, static_cast<float*>(p.shortcut.workspace)), 0};
     const int64_t outputs = p.conv.output_channels, inputs = p.conv.input_channels;
     t.conv_blocks = t.conv.blocks * weight_chunks<Split>(outputs, inputs);
     const int64_t blocks =
         t.conv_blocks + t.shortcut.blocks * weight_chunks<Pointwise>(outputs, inputs);
     rest->conv_sum = weight_sum_of(t.conv, p.conv.architectures);
     rest->shortcut_sum = weight_sum_of(t.shortcut, p.conv.architectures);
-    return launch(
-        reduction_conv_weight_tile<Precision, Split, Pointwise>, {blocks, p.conv.architectures},
-        Split::kThreads,
-        max(weight_tile_shared<Split>(t.conv), weight_tile_shared<Pointwise>(t.shortcut)), stream,
-        t);
+    return launch(reduction_conv_weight_tile<Precision, Split, Pointwise>,
+                  {blocks, p.conv.architectures}, Split::kThreads,
+                  max(weight_tile_shared<Split>(t.conv), weight_tile_shared<Pointwise>(t.shortcut)),
+                  stream, t);
   });
 }
 
@@ -140,11 +136,9 @@ int launch_input_gradient(ReductionConvGradient t, void* stream) {
     share_out<Split, Sums<float>>(&t.conv);
     t.tile_blocks = tile_blocks<Split>(t.conv);
     t.conv_sum_blocks = weight_sum_blocks(t.conv_sum);
-    const int64_t blocks =
-        t.tile_blocks + t.conv_sum_blocks + weight_sum_blocks(t.shortcut_sum);
-    return launch(reduction_conv_gradient_tile<Precision, Split>,
-                  {blocks, t.conv.p.architectures}, Split::kThreads,
-                  conv_norm_shared<Split, Sums<float>>(t.conv), stream, t);
+    const int64_t blocks = t.tile_blocks + t.conv_sum_blocks + weight_sum_blocks(t.shortcut_sum);
+    return launch(reduction_conv_gradient_tile<Precision, Split>, {blocks, t.conv.p.architectures},
+                  Split::kThreads, conv_norm_shared<Split, Sums<float>>(t.conv), stream, t);
   });
 }
 
@@ -176,9 +170,8 @@ int backward_apart(ReductionConvParams p, int64_t scratch, void* stream) {
     using Stored = typename decltype(of)::Type;
     const int64_t count = bytes / static_cast<int64_t>(sizeof(Stored));
     const ReductionConvAdd add{p.conv.grad_input, p.shortcut.grad_input, count};
-    return launch(reduction_conv_add<Stored>,
-                  {(count + kConvNormThreads - 1) / kConvNormThreads}, kConvNormThreads, 0, stream,
-                  add);
+    return launch(reduction_conv_add<Stored>, {(count + kConvNormThreads - 1) / kConvNormThreads},
+                  kConvNormThreads, 0, stream, add);
   });
 }
 
@@ -213,9 +206,8 @@ int reduction_conv_backward_cuda(const ReductionConvParams& params, void* stream
   const BothScratch scratch = backward_scratch(params);
   const ReductionConvParams p = scratch.placed(params);
   if (!backward_is_tiled(p)) return backward_apart(p, scratch.all().bytes, stream);
-  return with_precision(p.conv, [&](auto precision) {
-    return launch_backward<decltype(precision)>(p, stream);
-  });
+  return with_precision(
+      p.conv, [&](auto precision) { return launch_backward<decltype(precision)>(p, stream); });
 }
 
 }  // namespace cwkernels

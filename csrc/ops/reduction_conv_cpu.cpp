@@ -1,8 +1,8 @@
 #include "../parts/conv_plan.h"
 #include "reduction_conv.h"
 
-// One convolution after the other, and a pass that adds their gradients of the input: 4.2 MB each at
-// 64 images of 16 x 32 x 32, which L3 still has.
+// One convolution after the other, and a pass that adds their gradients of the input: 4.2 MB each
+// at 64 images of 16 x 32 x 32, which L3 still has.
 namespace cwkernels::CWK_ISA {
 namespace {
 
@@ -39,8 +39,8 @@ template <class T>
 int64_t backward_workspace(const ReductionConvParams& p) {
   Arena arena(nullptr);
   other_gradient<T>(p, arena);
-  return arena.used() + most(conv_norm_backward_workspace(p.conv),
-                             conv_norm_backward_workspace(p.shortcut));
+  return arena.used() +
+         most(conv_norm_backward_workspace(p.conv), conv_norm_backward_workspace(p.shortcut));
 }
 
 template <class T>

@@ -72,9 +72,7 @@ def _check(input: Tensor, weight: Tensor, shortcut: Tensor) -> None:
             raise fail(name, str(dtype), own.dtype)
 
 
-def reference(
-    input: Tensor, weight: Tensor, shortcut: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def reference(input: Tensor, weight: Tensor, shortcut: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same in plain torch."""
     outputs, measured, others = [], [], []
     for images in per_architecture(input):

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 

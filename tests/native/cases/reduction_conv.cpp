@@ -85,8 +85,8 @@ void run(Isa isa, const Case& c, const std::string& name) {
   const Values grad = values_of(in.grad), grad_shortcut = values_of(in.grad_shortcut);
   Values all = rectify_backward(conv.input_gradient(grad, values_of(in.weight)), input);
   add(all, pool_blocks_backward(shortcut.input_gradient(grad_shortcut, values_of(in.shortcut)), s));
-  for (const Values& more : {conv.weight_gradient(grad, rectified),
-                             shortcut.weight_gradient(grad_shortcut, pooled)}) {
+  for (const Values& more :
+       {conv.weight_gradient(grad, rectified), shortcut.weight_gradient(grad_shortcut, pooled)}) {
     all.insert(all.end(), more.begin(), more.end());
   }
   check<T>(
