@@ -15,9 +15,6 @@ ConvNormParams within(ConvNormParams p, void* workspace) {
   return p;
 }
 
-// What either of two calls, one after the other, needs.
-int64_t most(int64_t first, int64_t second) { return first > second ? first : second; }
-
 template <class T>
 void add(const ConvNormParams& p, const T* more) {
   constexpr int64_t kTask = int64_t{1} << 15;
@@ -40,7 +37,7 @@ int64_t backward_workspace(const ReductionConvParams& p) {
   Arena arena(nullptr);
   other_gradient<T>(p, arena);
   return arena.used() +
-         most(conv_norm_backward_workspace(p.conv), conv_norm_backward_workspace(p.shortcut));
+         max(conv_norm_backward_workspace(p.conv), conv_norm_backward_workspace(p.shortcut));
 }
 
 template <class T>
@@ -58,7 +55,7 @@ void backward(const ReductionConvParams& p) {
 }  // namespace
 
 int64_t reduction_conv_workspace(const ReductionConvParams& p) {
-  return most(conv_norm_workspace(p.conv), conv_norm_workspace(p.shortcut));
+  return max(conv_norm_workspace(p.conv), conv_norm_workspace(p.shortcut));
 }
 void reduction_conv(const ReductionConvParams& p) {
   conv_norm(within(p.conv, p.workspace));

@@ -126,12 +126,11 @@ def _backward(
     ctx: Any, grad: Tensor | None, _: Tensor | None, grad_shortcut: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     first_order_only("reduction_conv")
-    if grad is None and grad_shortcut is None:
+    given = grad if grad is not None else grad_shortcut
+    if given is None:
         return None, None, None, None
-    if grad is None:
-        grad = torch.zeros_like(grad_shortcut)
-    if grad_shortcut is None:
-        grad_shortcut = torch.zeros_like(grad)
+    grad = torch.zeros_like(given) if grad is None else grad
+    grad_shortcut = torch.zeros_like(given) if grad_shortcut is None else grad_shortcut
     need_input = ctx.needs_input_grad[0]
     grad_input, grad_weight, grad_of_shortcut = torch.ops.cwkernels.reduction_conv_backward(
         grad, grad_shortcut, *ctx.saved_tensors, ctx.winograd, need_input

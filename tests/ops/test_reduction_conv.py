@@ -13,6 +13,7 @@ from cwkernels import ops
 from cwkernels.ops.precision import Precision
 from cwkernels.testing import (
     Expected,
+    Tensors,
     as_reference,
     assert_as_close,
     assert_bitwise,
@@ -115,7 +116,7 @@ def test_bf16_needs_a_gpu() -> None:
 def test_is_two_calls_of_conv_norm(case: Case, device: torch.device) -> None:
     """Bit for bit, but for the gradient of the input, which is their sum."""
 
-    def apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def apart(tensors: Tensors) -> Tensors:
         output, measured = ops.conv_norm(tensors["input"], tensors["weight"], relu=True, stride=2)
         shortcut, _ = ops.conv_norm(tensors["input"], tensors["shortcut"], pool=True)
         mean, variance = measured.unbind(-2)
@@ -171,7 +172,7 @@ def test_a_gradient_of_one_output(kept: str, device: torch.device) -> None:
     case = named("tiles_32")
     cotangents = {kept: cotangents_of(case)[kept]}
 
-    def one(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def one(tensors: Tensors) -> Tensors:
         return {kept: run(tensors)[kept]}
 
     other = "shortcut" if kept == "output" else "weight"

@@ -50,7 +50,7 @@ def stock(tensors: Tensors) -> Tensors:
     """Stock torch, all architectures as one batch."""
     outputs = convolutions(tensors)
     mean, variance = statistics_of(outputs["output"]).unbind(-2)
-    return outputs | {"mean": mean, "variance": variance}
+    return {**outputs, "mean": mean, "variance": variance}
 
 
 def convolutions(tensors: Tensors) -> Tensors:
