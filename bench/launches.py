@@ -166,7 +166,5 @@ class Plan:
         """SGD with momentum over the rows that got a gradient, and the running statistics."""
         momenta = [replace(w, name=f"{w.name} momentum") for w in self.weights]
         gradients = [replace(w, name=f"{w.name} gradient") for w in self.weights]
-        self.launch(
-            "sgd, decayed", (*self.weights, *momenta, *gradients), (*self.weights, *momenta)
-        )
-        self.small("sgd, not decayed", "running statistics")
+        self.launch("sgd", (*self.weights, *momenta, *gradients), (*self.weights, *momenta))
+        self.small("running statistics")

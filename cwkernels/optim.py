@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer
 
 from cwkernels.nn.bank import Bank
 from cwkernels.nn.convolution import FixedNorm
-from cwkernels.ops import copy_rows, sgd
+from cwkernels.ops import SGDGroup, copy_rows, sgd_groups
 from cwkernels.ops.sgd import WHOLE
 
 Unselected = Literal["untouched", "zero_grad"]
@@ -145,13 +145,17 @@ class SGD(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
-            for group in self.param_groups:
-                sgd(
-                    *self._gathered(group["params"]),
-                    lr=group["lr"],
-                    momentum=group["momentum"],
-                    weight_decay=group["weight_decay"],
-                )
+            sgd_groups(
+                [
+                    SGDGroup(
+                        *self._gathered(group["params"]),
+                        lr=group["lr"],
+                        momentum=group["momentum"],
+                        weight_decay=group["weight_decay"],
+                    )
+                    for group in self.param_groups
+                ]
+            )
         return loss
 
     def follow_splits(self) -> None:

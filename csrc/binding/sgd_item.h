@@ -4,9 +4,11 @@
 #include <string>
 #include <vector>
 
+#include "../ops/sgd.h"
 #include "checks.h"
 
-// One of the tensors that sgd and sgd_slots move: what they check of it, and where it lies.
+// One of the tensors that sgd and sgd_slots move: what they check of it, and where it lies; and the
+// groups in which tensors come.
 namespace cwkernels {
 
 // Whether two tensors agree in sizes from dimension `first` on.
@@ -92,6 +94,35 @@ inline bool lies_alike(const SgdItem& item) {
   return item.whole && is_dense(item.weight) && same_strides(item.weight, item.momentum) &&
          same_strides(item.weight, item.grad);
 }
+
+// Options of groups of tensors, which lie one behind the other in the lists of an operation.
+class SgdGroups {
+ public:
+  using Numbers = std::vector<double>;
+
+  SgdGroups(const char* operation, const std::vector<int64_t>& sizes, const Numbers& lr,
+            const Numbers& momentum, const Numbers& weight_decay, size_t tensors) {
+    check_length(operation, "lr", lr.size(), "sizes", sizes.size());
+    check_length(operation, "momentum", momentum.size(), "sizes", sizes.size());
+    check_length(operation, "weight_decay", weight_decay.size(), "sizes", sizes.size());
+    for (size_t g = 0; g < sizes.size(); ++g) {
+      const auto left = static_cast<int64_t>(tensors - of_tensor_.size());
+      CWK_CHECK(sizes[g] >= 0 && sizes[g] <= left, operation, entry("sizes", g),
+                "at most the " + std::to_string(left) + " tensors that are left", sizes[g]);
+      options_.push_back({lr[g], momentum[g], weight_decay[g]});
+      of_tensor_.insert(of_tensor_.end(), static_cast<size_t>(sizes[g]), g);
+    }
+    CWK_CHECK(of_tensor_.size() == tensors, operation, "sizes",
+              "all " + std::to_string(tensors) + " tensors", of_tensor_.size());
+  }
+
+  size_t of(size_t i) const { return of_tensor_[i]; }
+  const SgdOptions& options(size_t i) const { return options_[of(i)]; }
+
+ private:
+  std::vector<SgdOptions> options_;
+  std::vector<size_t> of_tensor_;
+};
 
 // Where the kernel finds the items. What lies otherwise, a parameter in another memory format than
 // its gradient, is moved as a copy.

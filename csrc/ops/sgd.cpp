@@ -14,6 +14,8 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using Tensors = std::vector<Tensor>;
+using Integers = std::vector<int64_t>;
+using Numbers = SgdGroups::Numbers;
 
 constexpr const char* kName = "sgd";
 
@@ -77,10 +79,12 @@ class Moves {
 // On either device: run(params) calls the kernel.
 template <class Run>
 void step(const Run& run, Tensors weights, Tensors momenta, const Tensors& grads, Tensors rows,
-          double lr, double momentum, double weight_decay) {
+          const Integers& sizes, const Numbers& lr, const Numbers& momentum,
+          const Numbers& weight_decay) {
   check_length(kName, "momentum_buffers", momenta.size(), "weights", weights.size());
   check_length(kName, "grads", grads.size(), "weights", weights.size());
   check_length(kName, "rows", rows.size(), "weights", weights.size());
+  const SgdGroups groups(kName, sizes, lr, momentum, weight_decay, weights.size());
   for (Tensor& own : rows) {
     if (!own.is_contiguous()) own = torch::stable::contiguous(own);
   }
@@ -101,31 +105,29 @@ void step(const Run& run, Tensors weights, Tensors momenta, const Tensors& grads
     target.double_precision = items[i].double_precision();
     target.shared_buffer = items[i].shared_buffer();
     target.row_size = items[i].row_size();
+    target.options = groups.options(i);
     moves.point(i, target);
     memory.point(items[i], target);
   }
   SgdParams params{};
   params.targets = targets.data();
   params.target_count = static_cast<int64_t>(targets.size());
-  params.lr = lr;
-  params.momentum = momentum;
-  params.weight_decay = weight_decay;
   run(params);
   memory.write_back();
 }
 
-void sgd_cpu(Tensors weights, Tensors momenta, Tensors grads, Tensors rows, double lr,
-             double momentum, double weight_decay) {
+void sgd_cpu(Tensors weights, Tensors momenta, Tensors grads, Tensors rows, Integers sizes,
+             Numbers lr, Numbers momentum, Numbers weight_decay) {
   const auto run = [](SgdParams& params) {
     params.parallel = cpu_parallel();
     CWK_CALL_CPU(cpu_isa(), sgd, params);
   };
-  step(run, weights, momenta, grads, rows, lr, momentum, weight_decay);
+  step(run, weights, momenta, grads, rows, sizes, lr, momentum, weight_decay);
 }
 
 #if CWK_WITH_CUDA
-void sgd_gpu(Tensors weights, Tensors momenta, Tensors grads, Tensors rows, double lr,
-             double momentum, double weight_decay) {
+void sgd_gpu(Tensors weights, Tensors momenta, Tensors grads, Tensors rows, Integers sizes,
+             Numbers lr, Numbers momentum, Numbers weight_decay) {
   CWK_CHECK(!weights.empty(), kName, "weights", "at least one on the GPU", "none");
   const GpuCall call(kName, weights[0]);
   const auto run = [&](SgdParams& params) {
@@ -133,7 +135,7 @@ void sgd_gpu(Tensors weights, Tensors momenta, Tensors grads, Tensors rows, doub
     params.carry = scratch.data();
     call.check(sgd_cuda(params, call.stream()));
   };
-  step(run, weights, momenta, grads, rows, lr, momentum, weight_decay);
+  step(run, weights, momenta, grads, rows, sizes, lr, momentum, weight_decay);
 }
 #endif
 
@@ -143,7 +145,7 @@ void sgd_gpu(Tensors weights, Tensors momenta, Tensors grads, Tensors rows, doub
 CWK_SCHEMAS(m) {
   m.def(
       "sgd(Tensor(a!)[] weights, Tensor(b!)[] momentum_buffers, Tensor[] grads, Tensor[] rows, "
-      "float lr, float momentum, float weight_decay) -> ()");
+      "int[] sizes, float[] lr, float[] momentum, float[] weight_decay) -> ()");
 }
 
 CWK_CPU_FUNCTIONS(m) { m.impl("sgd", TORCH_BOX(&cwkernels::sgd_cpu)); }

@@ -2,15 +2,17 @@
 #include "../parts/momentum.cuh"
 #include "sgd.h"
 
-// All rows that move in one launch: what a step moves (of NAS-Bench-201 some 60 tensors, of Macro
-// 80) fits the parameters of one. It is bound by memory, 20 bytes an element: weight, momentum and
-// gradient read, two of them written. A block takes kSgdPiece neighbouring elements of a row, four
-// of them a thread, by 16 bytes where the row allows it.
+// All rows that move in one launch, whatever group they are of: what a step moves (of NAS-Bench-201
+// some 60 tensors, of Macro 80) fits the parameters of one. It is bound by memory, 20 bytes an
+// element: weight, momentum and gradient read, two of them written. A block takes kSgdPiece
+// neighbouring elements of a row, four of them a thread, by 16 bytes where the row allows it.
 namespace cwkernels {
 
-// As many as fit the 4 KB of a launch's parameters: 40 bytes a row, 4 for each gradient of one.
+// As many as fit the 4 KB of a launch's parameters: 40 bytes a row, 4 for each gradient of one, 24
+// for the options of a group: of one that decays, and one that does not.
 constexpr int kSgdMoves = 84;
 constexpr int kSgdEntries = 168;
+constexpr int kSgdGroups = 2;
 
 // A row that moves.
 struct SgdMove {
@@ -20,6 +22,7 @@ struct SgdMove {
   int64_t size;          // elements
   int32_t end;           // the first block that is no longer this chain's
   uint8_t first, count;  // of the entries that its gradient sums, in order
+  uint8_t group;         // whose options are its own
   // The next row shares the momentum: the same threads move it, after this one.
   bool chained : 1;
   // `carry` holds the sum of the gradients of the launch before.
@@ -30,7 +33,7 @@ struct SgdMove {
 static_assert(sizeof(SgdMove) == 40 && kSgdEntries < 256);
 
 struct SgdLaunch {
-  double lr, momentum, weight_decay;
+  SgdOptions groups[kSgdGroups];
   void* carry;
   SgdMove moves[kSgdMoves];
   int32_t entries[kSgdEntries];
@@ -51,9 +54,10 @@ __device__ __forceinline__ void sgd_move(const SgdLaunch& l, const SgdMove& move
     }
   }
   if (move.unfinished) return store_lanes(carry + i, sum);
+  const SgdOptions& own = l.groups[move.group];
   move_by<T, kLanes>(
       sum, static_cast<T*>(move.weight) + i, static_cast<T*>(move.momentum) + i,
-      {static_cast<T>(l.lr), static_cast<T>(l.momentum), static_cast<T>(l.weight_decay)});
+      {static_cast<T>(own.lr), static_cast<T>(own.momentum), static_cast<T>(own.weight_decay)});
 }
 
 // Six blocks on a processor, 40 registers: left alone, ptxas takes 32 for eight blocks, and spills.
@@ -85,12 +89,7 @@ __global__ void __launch_bounds__(kSgdThreads, 6) sgd_kernel(SgdLaunch l) {
 template <class T>
 class SgdLaunches {
  public:
-  SgdLaunches(const SgdParams& p, void* stream) : stream_(stream) {
-    l_.lr = p.lr;
-    l_.momentum = p.momentum;
-    l_.weight_decay = p.weight_decay;
-    l_.carry = p.carry;
-  }
+  SgdLaunches(const SgdParams& p, void* stream) : stream_(stream) { l_.carry = p.carry; }
 
   void add(const SgdTarget& target) {
     for (int64_t u = 0; u < target.move_count; ++u) {
@@ -107,7 +106,7 @@ class SgdLaunches {
         error_ = launch(sgd_kernel<T>, {blocks_}, kSgdThreads, 0, stream_, l_);
       }
     }
-    moves_ = entries_ = 0;
+    moves_ = entries_ = groups_ = 0;
     blocks_ = 0;
     return error_;
   }
@@ -118,7 +117,9 @@ class SgdLaunches {
     int64_t left = row.count;
     // A row of more gradients than fit goes alone, launch after launch.
     const bool alone = left > kSgdEntries;
-    if (alone || moves_ == kSgdMoves || entries_ + left > kSgdEntries) run();
+    const bool full = moves_ == kSgdMoves || entries_ + left > kSgdEntries ||
+                      group_of(target.options) == kSgdGroups;
+    if (alone || full) run();
     bool continued = false;
     do {
       const int64_t count = left < kSgdEntries ? left : kSgdEntries;
@@ -147,13 +148,23 @@ class SgdLaunches {
     move.end = static_cast<int32_t>(blocks_);
     move.first = static_cast<uint8_t>(entries_);
     move.count = static_cast<uint8_t>(count);
+    const int group = group_of(target.options);
+    if (group == groups_) l_.groups[groups_++] = target.options;
+    move.group = static_cast<uint8_t>(group);
     for (int64_t e = 0; e < count; ++e) l_.entries[entries_++] = static_cast<int32_t>(entries[e]);
     ++moves_;
     return move;
   }
 
+  // Where the launch has these options, or where they come.
+  int group_of(const SgdOptions& options) const {
+    int group = 0;
+    while (group < groups_ && !(l_.groups[group] == options)) ++group;
+    return group;
+  }
+
   SgdLaunch l_{};
-  int moves_ = 0, entries_ = 0, error_ = 0;
+  int moves_ = 0, entries_ = 0, groups_ = 0, error_ = 0;
   int64_t blocks_ = 0;
   void* stream_;
 };

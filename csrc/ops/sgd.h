@@ -11,6 +11,15 @@
 // there are. Shape comments: L tensors; of one of them S rows of M elements, U of them moved.
 namespace cwkernels {
 
+// What a group of tensors is moved by.
+struct SgdOptions {
+  double lr, momentum, weight_decay;
+};
+inline bool operator==(const SgdOptions& one, const SgdOptions& other) {
+  return one.lr == other.lr && one.momentum == other.momentum &&
+         one.weight_decay == other.weight_decay;
+}
+
 // One row to move; its gradient is the sum of `count` (perhaps no) entries, in their order.
 struct SgdRow {
   int64_t row;    // in [0, S)
@@ -28,14 +37,14 @@ struct SgdTarget {
   const int64_t* entries;  // where in `grad` the entries of the rows lie, in elements of M
   int64_t move_count;      // U
   int64_t row_size;        // M
+  SgdOptions options;
 };
 
 struct SgdParams {
   const SgdTarget* targets;  // [L]
   int64_t target_count;      // L
-  double lr, momentum, weight_decay;
-  Parallel parallel;  // CPU only
-  void* carry;        // CUDA only: sgd_cuda_scratch(params).bytes
+  Parallel parallel;         // CPU only
+  void* carry;               // CUDA only: sgd_cuda_scratch(params).bytes
 };
 
 // For rows of more gradients than one launch takes; mostly none. No tickets.

@@ -62,9 +62,10 @@ CWK_FLATTEN void move_piece(const Rates<T>& rates, const Gradient<T>& gradient, 
 
 // The same piece of all rows, in their order: they may share their momentum.
 template <class T>
-void move_rows(const SgdTarget& target, const SgdParams& p, int64_t piece) {
-  const Rates<T> rates{static_cast<T>(p.lr), static_cast<T>(p.momentum),
-                       static_cast<T>(p.weight_decay)};
+void move_rows(const SgdTarget& target, int64_t piece) {
+  const SgdOptions& options = target.options;
+  const Rates<T> rates{static_cast<T>(options.lr), static_cast<T>(options.momentum),
+                       static_cast<T>(options.weight_decay)};
   const int64_t begin = piece * kPiece, end = min(begin + kPiece, target.row_size);
   for (int64_t u = 0; u < target.move_count; ++u) {
     const SgdRow& move = target.moves[u];
@@ -98,9 +99,9 @@ void sgd(const SgdParams& p) {
       const int64_t own = pieces_of(target);
       for (int64_t piece = max(begin - first, 0); piece < min(own, end - first); ++piece) {
         if (target.double_precision) {
-          move_rows<double>(target, p, piece);
+          move_rows<double>(target, piece);
         } else {
-          move_rows<float>(target, p, piece);
+          move_rows<float>(target, piece);
         }
       }
       first += own;

@@ -1,7 +1,6 @@
 #include "sgd_slots.h"
 
 #include <limits>
-#include <optional>
 #include <vector>
 
 #include "../binding/registration.h"
@@ -14,6 +13,8 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using Tensors = std::vector<Tensor>;
+using Integers = std::vector<int64_t>;
+using Numbers = SgdGroups::Numbers;
 
 constexpr const char* kName = "sgd_slots";
 
@@ -29,18 +30,25 @@ void check_rows(size_t i, const SgdItem& item) {
 // What the parameters of a launch have room for.
 void check_room(size_t i, const SgdItem& item) {
   constexpr int64_t kMostSlots = std::numeric_limits<uint16_t>::max();
-  CWK_CHECK(item.sets() <= kMostSlots && item.rows.numel() <= kMostSlots &&
-                item.row_size() <= std::numeric_limits<int32_t>::max(),
-            kName, entry("weights", i), "at most 65,535 rows and slots, of less than 2^31 elements",
+  constexpr int64_t kMostElements = int64_t{1} << 37;  // 2^27 blocks, and one more a slot
+  const int64_t slots = item.rows.numel();
+  CWK_CHECK(item.sets() <= kMostSlots && slots <= kMostSlots &&
+                item.row_size() <= std::numeric_limits<int32_t>::max() &&
+                item.row_size() * slots <= kMostElements,
+            kName, entry("weights", i),
+            "at most 65,535 rows and slots, of less than 2^31 elements, 2^37 in all slots",
             describe(item.weight));
 }
 
-void check_lr(const std::optional<Tensor>& lr, const Tensor& first) {
-  if (!lr) return;
-  CWK_CHECK(
-      lr->scalar_type() == ScalarType::Double && lr->numel() == 1 && lr->device() == first.device(),
-      kName, "lr_on_device", "one float64 on the device of the weights",
-      dtype_name(*lr) + (" " + describe(*lr)));
+// None, or one for each group.
+void check_lr(const Tensors& lr, size_t groups, const Tensor& first) {
+  if (!lr.empty()) check_length(kName, "lr_on_device", lr.size(), "sizes", groups);
+  for (size_t g = 0; g < lr.size(); ++g) {
+    CWK_CHECK(lr[g].scalar_type() == ScalarType::Double && lr[g].numel() == 1 &&
+                  lr[g].device() == first.device(),
+              kName, entry("lr_on_device", g), "one float64 on the device of the weights",
+              dtype_name(lr[g]) + (" " + describe(lr[g])));
+  }
 }
 
 SgdSlotsTarget target_of(const SgdItem& item, SgdMemory& memory) {
@@ -56,14 +64,15 @@ SgdSlotsTarget target_of(const SgdItem& item, SgdMemory& memory) {
   return target;
 }
 
-void sgd_slots_gpu(Tensors weights, Tensors momenta, Tensors grads, Tensors rows, double lr,
-                   std::optional<Tensor> lr_on_device, double momentum, double weight_decay) {
+void sgd_slots_gpu(Tensors weights, Tensors momenta, Tensors grads, Tensors rows, Integers sizes,
+                   Numbers lr, Tensors lr_on_device, Numbers momentum, Numbers weight_decay) {
   CWK_CHECK(!weights.empty(), kName, "weights", "at least one", "none");
   const GpuCall call(kName, weights[0]);
   check_length(kName, "momentum_buffers", momenta.size(), "weights", weights.size());
   check_length(kName, "grads", grads.size(), "weights", weights.size());
   check_length(kName, "rows", rows.size(), "weights", weights.size());
-  check_lr(lr_on_device, weights[0]);
+  const SgdGroups groups(kName, sizes, lr, momentum, weight_decay, weights.size());
+  check_lr(lr_on_device, sizes.size(), weights[0]);
   for (Tensor& own : rows) {
     if (!own.is_contiguous()) own = torch::stable::contiguous(own);
   }
@@ -78,16 +87,17 @@ void sgd_slots_gpu(Tensors weights, Tensors momenta, Tensors grads, Tensors rows
   SgdMemory memory;
   std::vector<SgdSlotsTarget> targets;
   targets.reserve(items.size());
-  for (const SgdItem& item : items) targets.push_back(target_of(item, memory));
+  for (size_t i = 0; i < items.size(); ++i) {
+    targets.push_back(target_of(items[i], memory));
+    targets[i].options = groups.options(i);
+    if (!lr_on_device.empty()) {
+      targets[i].lr_on_device =
+          static_cast<const double*>(lr_on_device[groups.of(i)].const_data_ptr());
+    }
+  }
   SgdSlotsParams params{};
   params.targets = targets.data();
   params.target_count = static_cast<int64_t>(targets.size());
-  params.lr = lr;
-  params.momentum = momentum;
-  params.weight_decay = weight_decay;
-  if (lr_on_device) {
-    params.lr_on_device = static_cast<const double*>(lr_on_device->const_data_ptr());
-  }
   call.check(sgd_slots_cuda(params, call.stream()));
   memory.write_back();
 }
@@ -99,7 +109,8 @@ void sgd_slots_gpu(Tensors weights, Tensors momenta, Tensors grads, Tensors rows
 CWK_SCHEMAS(m) {
   m.def(
       "sgd_slots(Tensor(a!)[] weights, Tensor(b!)[] momentum_buffers, Tensor[] grads, "
-      "Tensor[] rows, float lr, Tensor? lr_on_device, float momentum, float weight_decay) -> ()");
+      "Tensor[] rows, int[] sizes, float[] lr, Tensor[] lr_on_device, float[] momentum, "
+      "float[] weight_decay) -> ()");
 }
 
 #if CWK_WITH_CUDA

@@ -4,7 +4,7 @@
 namespace cwkernels {
 
 int sgd_slots_cuda(const SgdSlotsParams& p, void* stream) {
-  return launch_by_dtype(SgdSlotsLaunches<float>(p, stream), SgdSlotsLaunches<double>(p, stream),
+  return launch_by_dtype(SgdSlotsLaunches<float>(stream), SgdSlotsLaunches<double>(stream),
                          p.targets, p.target_count,
                          [&](auto& launches, int64_t i) { launches.add(p.targets[i]); });
 }

@@ -19,12 +19,13 @@ from cwkernels.ops.precision import (
 )
 from cwkernels.ops.reduction_conv import reduction_conv
 from cwkernels.ops.select import SelectLayout, select
-from cwkernels.ops.sgd import sgd
+from cwkernels.ops.sgd import SGDGroup, sgd, sgd_groups
 from cwkernels.ops.update_statistics import update_statistics
 from cwkernels.ops.workspace import release_workspace, workspace_bytes
 
 __all__ = [
     "NB201Plan",
+    "SGDGroup",
     "SelectLayout",
     "backend",
     "batch",
@@ -45,6 +46,7 @@ __all__ = [
     "set_backend",
     "set_float32_conv_precision",
     "sgd",
+    "sgd_groups",
     "synchronize",
     "update_statistics",
     "workspace_bytes",

@@ -1,6 +1,6 @@
 """sgd: one step of SGD with momentum, on the rows of many tensors that have a gradient."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,18 @@ _DTYPES = (torch.float32, torch.float64)
 _WHOLE_SLOT = torch.zeros((), dtype=torch.int64, device="cpu")
 """How `sgd_slots` is told of a parameter that is moved whole."""
 _HAS_CUDA_KERNEL = torch._C._dispatch_has_kernel_for_dispatch_key("cwkernels::sgd", "CUDA")
+
+
+class SGDGroup(NamedTuple):
+    """Tensors that are moved by the same options: the arguments of `sgd`."""
+
+    weights: Sequence[Tensor]
+    momentum_buffers: Sequence[Tensor]
+    grads: Sequence[Tensor]
+    rows: Sequence[Tensor]
+    lr: float | Tensor
+    momentum: float
+    weight_decay: float
 
 
 def sgd(
@@ -57,49 +69,97 @@ def sgd(
         RuntimeError: if lengths, shapes or dtypes do not fit together, or a row is out of range.
             Nothing is written then.
     """
-    lists = (list(weights), list(momentum_buffers), list(grads), list(rows))
-    if not any(lists):
+    sgd_groups([SGDGroup(weights, momentum_buffers, grads, rows, lr, momentum, weight_decay)])
+
+
+def sgd_groups(groups: Sequence[SGDGroup]) -> None:
+    """Moves several groups of tensors in one call, each by its own options, in place.
+
+    Equivalent to `sgd` for one group after the other; on a GPU one launch takes tensors of several
+    groups. If the learning rate of any is a tensor, the rows of all are read on the device.
+
+    Raises:
+        RuntimeError: as `sgd`. Tensors are numbered through all groups, and nothing is written in
+            any.
+    """
+    for group in groups:
+        _check_lengths(group)
+    lists = _Lists(
+        [own for group in groups for own in group.weights],
+        [own for group in groups for own in group.momentum_buffers],
+        [own for group in groups for own in group.grads],
+        [own for group in groups for own in group.rows],
+    )
+    if not lists.weights:
         return
     with torch.no_grad():
-        if current_backend() == "reference" or not _has_kernel(lists[0]):
-            reference(*lists, lr, momentum, weight_decay)
+        if current_backend() == "reference" or not _has_kernel(lists.weights):
+            reference(groups)
             return
-        if _by_pointer(lists[0], lists[3], lr):
-            _move_slots(*lists, lr, momentum, weight_decay)
+        sizes = [len(group.weights) for group in groups]
+        rates = [group.lr for group in groups]
+        others = ([group.momentum for group in groups], [group.weight_decay for group in groups])
+        if _by_pointer(lists, rates):
+            _move_slots(lists, sizes, rates, *others)
         else:
-            torch.ops.cwkernels.sgd.default(*lists, float(lr), momentum, weight_decay)
+            torch.ops.cwkernels.sgd.default(*lists, sizes, list(map(float, rates)), *others)
     if not torch.compiler.is_compiling():
         # A graph that saved them for backward must not run.
-        torch.autograd.graph.increment_version(lists[0])
-        torch.autograd.graph.increment_version(lists[1])
+        torch.autograd.graph.increment_version(lists.weights)
+        torch.autograd.graph.increment_version(lists.momentum_buffers)
 
 
-def _by_pointer(weights: list[Tensor], rows: list[Tensor], lr: float | Tensor) -> bool:
-    """Whether kernels read rows and learning rate where they lie."""
-    if weights[0].is_cpu and not isinstance(lr, Tensor):
+class _Lists(NamedTuple):
+    """The tensors of all groups."""
+
+    weights: list[Tensor]
+    momentum_buffers: list[Tensor]
+    grads: list[Tensor]
+    rows: list[Tensor]
+
+
+def _check_lengths(group: SGDGroup) -> None:
+    for name in ("momentum_buffers", "grads", "rows"):
+        got = len(getattr(group, name))
+        if got != len(group.weights):
+            raise RuntimeError(f"sgd: {name}: wanted as many entries as weights, got {got}")
+
+
+def _any_on_device(rates: Iterable[float | Tensor]) -> bool:
+    return any(isinstance(lr, Tensor) for lr in rates)
+
+
+def _by_pointer(lists: _Lists, rates: list[float | Tensor]) -> bool:
+    """Whether kernels read rows and learning rates where they lie."""
+    on_cpu, on_device = lists.weights[0].is_cpu, _any_on_device(rates)
+    if on_cpu and not on_device:
         return False
-    key = "CPU" if weights[0].is_cpu else "CUDA"  # on the CPU only the emulator has a kernel
+    key = "CPU" if on_cpu else "CUDA"  # on the CPU only the emulator has a kernel
     return torch._C._dispatch_has_kernel_for_dispatch_key("cwkernels::sgd_slots", key) and (
-        isinstance(lr, Tensor) or not all(own.is_cpu for own in rows)
+        on_device or not all(own.is_cpu for own in lists.rows)
     )
 
 
 def _move_slots(
-    weights: list[Tensor],
-    momentum_buffers: list[Tensor],
-    grads: list[Tensor],
-    rows: list[Tensor],
-    lr: float | Tensor,
-    momentum: float,
-    weight_decay: float,
+    lists: _Lists,
+    sizes: list[int],
+    rates: list[float | Tensor],
+    momentum: list[float],
+    weight_decay: list[float],
 ) -> None:
+    device = lists.weights[0].device
     slots = [
         _WHOLE_SLOT if own is WHOLE else own.to(weight.device, non_blocking=True)
-        for own, weight in zip(rows, weights, strict=True)
+        for own, weight in zip(lists.rows, lists.weights, strict=True)
     ]
-    number, on_device = (0.0, lr) if isinstance(lr, Tensor) else (lr, None)
+    numbers = [0.0 if isinstance(lr, Tensor) else lr for lr in rates]
+    on_device = [
+        lr if isinstance(lr, Tensor) else torch.full((), lr, dtype=torch.float64, device=device)
+        for lr in rates
+        if _any_on_device(rates)
+    ]
     torch.ops.cwkernels.sgd_slots.default(
-        weights, momentum_buffers, grads, slots, number, on_device, momentum, weight_decay
+        *lists[:3], slots, sizes, numbers, on_device, momentum, weight_decay
     )
 
 
@@ -119,26 +179,30 @@ class _Update(NamedTuple):
     grad: Tensor
 
 
-def reference(
-    weights: list[Tensor],
-    momentum_buffers: list[Tensor],
-    grads: list[Tensor],
-    rows: list[Tensor],
-    lr: float | Tensor,
-    momentum: float,
-    weight_decay: float,
-) -> None:
+def reference(groups: Sequence[SGDGroup]) -> None:
     """The same in plain torch, on any device and in any dtype."""
+    by_pointer = _any_on_device(group.lr for group in groups)
+    turns, first = [], 0
+    for group in groups:  # all rows are found before the first is moved
+        turns.append(_turns(group, first, by_pointer))
+        first += len(group.weights)
+    for group, own in zip(groups, turns, strict=True):
+        for updates in own:
+            _move(updates, float(group.lr), group.momentum, group.weight_decay)
+
+
+def _turns(group: SGDGroup, first: int, by_pointer: bool) -> list[list[_Update]]:
+    """What may be moved at the same time; `first` is the number of the group's first tensor."""
     turns: list[list[_Update]] = []
-    for i, buffer in enumerate(momentum_buffers):
-        shared = buffer.shape != weights[i].shape
-        exist = not isinstance(lr, Tensor) and rows[i].is_cpu
-        for place, update in enumerate(_updates(i, weights[i], buffer, grads[i], rows[i], exist)):
+    lists = zip(group.weights, group.momentum_buffers, group.grads, group.rows, strict=True)
+    for number, (weight, buffer, grad, rows) in enumerate(lists, first):
+        shared = buffer.shape != weight.shape
+        exist = not by_pointer and rows.is_cpu
+        for place, update in enumerate(_updates(number, weight, buffer, grad, rows, exist)):
             turn = place if shared else 0
             turns += [[] for _ in range(turn + 1 - len(turns))]
             turns[turn].append(update)
-    for updates in turns:
-        _move(updates, float(lr), momentum, weight_decay)
+    return turns
 
 
 def _updates(
@@ -179,9 +243,10 @@ def _(
     momentum_buffers: list[Tensor],
     grads: list[Tensor],
     rows: list[Tensor],
-    lr: float,
-    momentum: float,
-    weight_decay: float,
+    sizes: list[int],
+    lr: list[float],
+    momentum: list[float],
+    weight_decay: list[float],
 ) -> None:
     return None
 
@@ -192,9 +257,10 @@ def _(
     momentum_buffers: list[Tensor],
     grads: list[Tensor],
     rows: list[Tensor],
-    lr: float,
-    lr_on_device: Tensor | None,
-    momentum: float,
-    weight_decay: float,
+    sizes: list[int],
+    lr: list[float],
+    lr_on_device: list[Tensor],
+    momentum: list[float],
+    weight_decay: list[float],
 ) -> None:
     return None

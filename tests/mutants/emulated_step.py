@@ -47,6 +47,13 @@ MUTANTS = (
         _SGD_TESTS,
     ),
     Mutant(
+        "the weight decay of the group beside it",
+        _SGD,
+        "static_cast<T>(own.weight_decay)});",
+        "static_cast<T>(l.groups[MUTANT ? 1 - move.group : move.group].weight_decay)});",
+        (*_SGD_TESTS[:2], "emulated and own_options"),
+    ),
+    Mutant(
         "rows that share their momentum moved at the same time",
         _SGD,
         "const bool follows = moves_ > 0 &&",

@@ -261,6 +261,13 @@ NATIVE = (
         _SGD_TESTS,
     ),
     Mutant(
+        "the options of the first group for all",
+        "csrc/binding/sgd_item.h",
+        "return options_[of(i)];",
+        "return options_[MUTANT ? 0 : of(i)];",
+        _SGD_TESTS,
+    ),
+    Mutant(
         "no weight decay",
         _SGD,
         "if (rates.weight_decay != 0)",

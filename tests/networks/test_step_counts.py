@@ -31,8 +31,8 @@ REDUCTIONS = 2
 def one_each_way(forward: dict[str, int]) -> Counter[str]:
     """A step's calls: each operation's backward as often as itself, then what has none."""
     backward = {f"{name}_backward": count for name, count in forward.items()}
-    # One for all batch norms, and one for the parameters that decay, one for the others.
-    return Counter(forward | backward | {"update_statistics": 1, "sgd": 2})
+    # One for all batch norms, and one for all parameters.
+    return Counter(forward | backward | {"update_statistics": 1, "sgd": 1})
 
 
 def nb201_calls(cells_per_stage: int) -> Counter[str]:

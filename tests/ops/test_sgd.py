@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 
 import pytest
 import torch
@@ -104,6 +105,16 @@ def move(
 ) -> None:
     lists = zip(*((b.weight, b.momentum, b.grad, b.index) for b in own), strict=True)
     ops.sgd(*map(list, lists), lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+
+def move_groups(groups: list[list[Bank]], options: list[tuple[float, float, float]]) -> None:
+    """Each by a learning rate, a momentum and a weight decay of its own."""
+    made = []
+    for own, rates in zip(groups, options, strict=True):
+        weights, momenta = [bank.weight for bank in own], [bank.momentum for bank in own]
+        grads, rows = [bank.grad for bank in own], [bank.index for bank in own]
+        made.append(ops.SGDGroup(weights, momenta, grads, rows, *rates))
+    ops.sgd_groups(made)
 
 
 def stock(own: Bank, lr: float, momentum: float, weight_decay: float) -> tuple[Tensor, Tensor]:
@@ -228,6 +239,22 @@ def test_more_gradients_than_fit_a_launch(shared: bool, device: torch.device) ->
         assert_bitwise("momentum", own.momentum, momentum, nonzero=0)
 
 
+# More than a launch has room for, and one without decay.
+OPTIONS = [(0.5, 0.25, 2.0), (0.5, 0.25, 0.0), (0.25, 0.5, 2.0), (0.5, 0.25, 0.0)]
+
+
+@BACKENDS
+def test_each_group_has_its_own_options(backend: Backend, device: torch.device) -> None:
+    ours, theirs = ([banks(seed=seed) for seed in range(len(OPTIONS))] for _ in "ab")
+    with ops.backend(backend):
+        move_groups([moved_to(device, own) for own in ours], OPTIONS)
+        for own, rates in zip(theirs, OPTIONS, strict=True):
+            move(moved_to(device, own), *rates)
+    for one, other in zip(chain(*ours), chain(*theirs), strict=True):
+        assert_bitwise("weight", one.weight.cpu(), other.weight.cpu())
+        assert_bitwise("momentum", one.momentum.cpu(), other.momentum.cpu())
+
+
 def test_any_number_of_threads_gives_the_same() -> None:
     before, results = torch.get_num_threads(), []
     for threads in (1, 3):
@@ -325,10 +352,19 @@ def test_a_network_is_one_emulated_launch(call: Call) -> None:
         assert emulated_launches() == 1
 
 
+@pytest.mark.skipif(why_not_emulated(OPERATION) is not None, reason=f"{OPERATION} is not emulated")
+@pytest.mark.parametrize(("count", "launches"), [(2, 1), (3, 2)])
+def test_two_groups_are_one_emulated_launch(count: int, launches: int) -> None:
+    with emulated():
+        move_groups([banks()[:3] for _ in range(count)], OPTIONS[:count])
+        assert emulated_launches() == launches
+
+
 def test_opcheck() -> None:
     own = banks()
     lists = zip(*((b.weight, b.momentum, b.grad, b.index) for b in own), strict=True)
-    arguments = (*map(list, lists), LR, MOMENTUM, DECAY)
+    sizes = [1, len(own) - 1]
+    arguments = (*map(list, lists), sizes, [LR] * 2, [MOMENTUM] * 2, [DECAY, 0.0])
     torch.library.opcheck(torch.ops.cwkernels.sgd.default, arguments)
 
 
@@ -382,6 +418,42 @@ def test_bad_input_is_refused_and_changes_nothing(
         ops.sgd(**lists, lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
     for tensor in (*lists["weights"], *lists["momentum_buffers"]):
         assert torch.equal(tensor, torch.ones_like(tensor))
+
+
+@BACKENDS
+def test_a_bad_group_is_refused_and_changes_no_group(backend: Backend) -> None:
+    def groups(row: int) -> list[list[Bank]]:
+        own = [Bank(torch.ones(3, 4), torch.ones(1, 4), [place]) for place in (1, 2, row)]
+        return [own[:2], own[2:]]
+
+    ours = groups(3)
+    with ops.backend(backend):
+        with refused(RuntimeError, "sgd: rows[2]: wanted rows in [0, 3), got 3"):
+            move_groups(ours, OPTIONS[:2])
+        # What one lacks the other has too many of.
+        lists = ([torch.ones(2)], [torch.ones(2)] * 2)
+        uneven = [
+            ops.SGDGroup(lists[i], lists[i], lists[1 - i], [WHOLE], 0.1, 0.0, 0.0) for i in (0, 1)
+        ]
+        with refused(RuntimeError, "sgd: grads: wanted as many entries as weights, got 2"):
+            ops.sgd_groups(uneven)
+    for own in chain(*ours):
+        assert torch.equal(own.weight, torch.ones_like(own.weight))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "wanted"),
+    [
+        ([1, 2], "sizes[1]: wanted at most the 1 tensors that are left, got 2"),
+        ([1, -1], "sizes[1]: wanted at most the 1 tensors that are left, got -1"),
+        ([1, 0], "sizes: wanted all 2 tensors, got 1"),
+        ([2], "lr: wanted as many entries as sizes, got 2"),
+    ],
+)
+def test_groups_that_are_not_the_tensors_are_refused(sizes: list[int], wanted: str) -> None:
+    ones = [torch.ones(2), torch.ones(2)]
+    with refused(RuntimeError, f"sgd: {wanted}"):
+        torch.ops.cwkernels.sgd(ones, ones, ones, [WHOLE] * 2, sizes, *[[0.0, 0.0]] * 3)
 
 
 def test_the_reference_refuses_rows_too() -> None:

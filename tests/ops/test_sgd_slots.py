@@ -87,6 +87,20 @@ def move(
     ops.sgd(*lists, lr=lr, momentum=MOMENTUM, weight_decay=weight_decay)
 
 
+def move_groups(
+    groups: Sequence[Sequence[tuple[Tensor, ...]]],
+    rates: Sequence[float | Tensor],
+    decays: Sequence[float],
+) -> None:
+    ops.sgd_groups(
+        [
+            ops.SGDGroup(weights, momenta, grads, rows, lr, MOMENTUM, decay)
+            for own, lr, decay in zip(groups, rates, decays, strict=True)
+            for weights, momenta, grads, rows in [zip(*own, strict=True)]
+        ]
+    )
+
+
 def rate(device: torch.device, value: float = LR) -> Tensor:
     return torch.tensor(value, dtype=torch.float64, device=device)
 
@@ -134,6 +148,20 @@ def test_the_learning_rate_is_read_when_it_runs(device: torch.device) -> None:
 
 
 @on_gpu
+def test_each_group_has_its_own_options(device: torch.device) -> None:
+    """Two read the same learning rate; one has a number, which is then read on the device, too."""
+    rates, decays = (0.1, 0.03, 0.1), (0.0, DECAY, DECAY)
+    by_value, by_pointer = ([banks(device)[:3] for _ in rates] for _ in "ab")
+    for own, lr, decay in zip(by_value, rates, decays, strict=True):
+        move([bank.on_host() for bank in own], lr, decay)
+    read = rate(device, rates[0])
+    groups = [[bank.on_device() for bank in own] for own in by_pointer]
+    move_groups(groups, (read, rates[1], read), decays)
+    for own, other in zip(by_pointer, by_value, strict=True):
+        assert_same(own, other)
+
+
+@on_gpu
 def test_one_row_of_one_bank_is_no_whole_tensor(device: torch.device) -> None:
     """A bank of one set whose gradient no architecture wrote must stay as it is."""
     weight, momentum = torch.ones(1, 4, device=device), torch.ones(1, 4, device=device)
@@ -161,14 +189,29 @@ def on_emulator() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(("count", "launches"), [(84, 1), (85, 2)])
+@pytest.mark.parametrize(("count", "launches"), [(94, 1), (95, 2)])
 def test_all_tensors_of_a_network_are_one_launch(count: int, launches: int) -> None:
-    """NAS-Bench-201 has 81 that decay: 12 a cell, and 9 that all architectures share."""
+    """NAS-Bench-201 has 93: 12 a cell, 9 that all architectures share, 12 that do not decay."""
     cpu = torch.device("cpu")
     own = [Bank((2,), (1, 0), 2, False, cpu, torch.float32) for _ in range(count)]
+    lists = [bank.on_device() for bank in own]
     with on_emulator():
-        move([bank.on_device() for bank in own], rate(cpu))
+        move_groups([lists[:12], lists[12:]], [rate(cpu), rate(cpu)], [0.0, DECAY])
         assert emulated_launches() == launches
+
+
+@pytest.mark.parametrize(("count", "launches"), [(8, 1), (9, 2)])
+def test_what_lies_in_many_ways_is_two_launches(count: int, launches: int) -> None:
+    cpu = torch.device("cpu")
+    ours, theirs = (
+        [Bank((2,), (3, *(1,) * slots), 1, False, cpu, torch.float32) for slots in range(count)]
+        for _ in "ab"
+    )
+    with on_emulator():
+        move([bank.on_device() for bank in ours], rate(cpu))
+        assert emulated_launches() == launches
+        move([bank.on_host() for bank in theirs], LR)
+    assert_same(ours, theirs)
 
 
 def test_on_the_cpus_kernels_a_tensor_is_a_number() -> None:
@@ -183,7 +226,7 @@ def test_on_the_cpus_kernels_a_tensor_is_a_number() -> None:
 def test_bad_input_is_refused(device: torch.device) -> None:
     bank = Bank((2, 3), (1, 0), 2, False, device, torch.float32)
     weight, momentum, grad, rows = bank.on_device()
-    wanted = "sgd_slots: lr_on_device: wanted one float64 on the device of the weights, got"
+    wanted = "sgd_slots: lr_on_device[0]: wanted one float64 on the device of the weights, got"
     with refused(RuntimeError, f"{wanted} float32 []"):
         move([bank.on_device()], rate(device).float())
     with refused(RuntimeError, f"{wanted} float64 [2]"):
@@ -199,7 +242,7 @@ def test_opcheck() -> None:
     own = [Bank((2, 3), slots, 2, False, cpu, torch.float32) for slots in ((1, 0), None)]
     lists = list(map(list, zip(*(bank.on_device() for bank in own), strict=True)))
     lists[3][1] = torch.zeros((), dtype=torch.int64)
-    arguments = (*lists, 0.0, rate(cpu), MOMENTUM, DECAY)
+    arguments = (*lists, [2], [0.0], [rate(cpu)], [MOMENTUM], [DECAY])
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     with on_emulator():
         torch.library.opcheck(torch.ops.cwkernels.sgd_slots.default, arguments, test_utils=checks)

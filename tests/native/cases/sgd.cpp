@@ -36,10 +36,11 @@ void move(Isa isa, int64_t row_size, bool shared, double decay, const std::strin
     std::copy_n(buffer.data(), buffer.size(), own_buffer.data());
     Buffer<cwkernels::SgdRow> moves(static_cast<int64_t>(of.size()));
     std::copy(of.begin(), of.end(), moves.data());
-    const cwkernels::SgdTarget target{sizeof(T) == 8,    shared,       own_weight.data(),
-                                      own_buffer.data(), grad.data(),  moves.data(),
-                                      entries.data(),    moves.size(), row_size};
-    CWK_CALL_CPU(isa, sgd, {&target, 1, lr, momentum, decay, parallel, nullptr});
+    const cwkernels::SgdTarget target{sizeof(T) == 8,       shared,       own_weight.data(),
+                                      own_buffer.data(),    grad.data(),  moves.data(),
+                                      entries.data(),       moves.size(), row_size,
+                                      {lr, momentum, decay}};
+    CWK_CALL_CPU(isa, sgd, {&target, 1, parallel, nullptr});
     Buffer<T> result(weight.size() + buffer.size());
     std::copy_n(own_weight.data(), weight.size(), result.data());
     std::copy_n(own_buffer.data(), buffer.size(), result.data() + weight.size());
