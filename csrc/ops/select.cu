@@ -3,8 +3,7 @@
 namespace cwkernels {
 
 int select_cuda(const SelectParams& params, void* stream) {
-  const int64_t warps = params.architectures < kSelectWarps ? params.architectures : kSelectWarps;
-  return launch(select_kernel, {}, static_cast<int>(warps) * kWarp,
+  return launch(select_kernel, {}, select_threads(params.architectures),
                 shared_bytes<SelectFault>(kSelectWarps), stream, params);
 }
 

@@ -1,6 +1,7 @@
 """The NAS-Bench-201 super-network (paper section 3.3, appendix A)."""
 
-import torch
+from dataclasses import dataclass, replace
+
 from torch import Tensor, nn
 
 from cwkernels import ops
@@ -17,6 +18,13 @@ from cwkernels.spaces import checks
 from cwkernels.spaces.nb201 import EDGES, NB201, NOR_CONV_1X1, NOR_CONV_3X3, SKIP_CONNECT, live
 
 STAGES = 3
+
+
+@dataclass(frozen=True)
+class PlannedSelection(Selection):
+    """A selection that only the device knows, resolved there once for all cells."""
+
+    plan: ops.NB201Plan
 
 
 class NB201SuperNetwork(SuperNetwork):
@@ -91,7 +99,7 @@ class NB201SuperNetwork(SuperNetwork):
         self, images: Tensor, selection: Selection, recorder: Recorder
     ) -> tuple[Tensor, Tensor]:
         """Stem and cells: the last one's output and its statistics."""
-        choices = self._planned(selection.choices)
+        choices = selection.plan if isinstance(selection, PlannedSelection) else selection.choices
         norm_rows = selection.norm_rows[:-1]
         value: Tensor = self.stem(images, recorder)
         statistics = value  # until a cell has run
@@ -106,11 +114,12 @@ class NB201SuperNetwork(SuperNetwork):
         recorder.fixed(self.head_norm, statistics, pixel_count(value))
         return value, statistics
 
-    def _planned(self, choices: Tensor) -> Tensor | ops.NB201Plan:
-        """A choice that only the device knows is planned there once for all cells."""
-        if choices.dtype == torch.int64:
-            return choices
-        return next(cell for cell in self.cells if isinstance(cell, NB201Cell)).plan(choices)
+    def _look_up(self, arch: Tensor) -> PlannedSelection:
+        first = next(cell for cell in self.cells if isinstance(cell, NB201Cell))
+        archs = arch.reshape(-1, arch.shape[-1])
+        plan, norm_rows = first.select(archs, self.maps_on_device(), self._layout)
+        choices = plan.selection.reshape(*arch.shape, 2)
+        return PlannedSelection(choices, norm_rows, replace(plan, selection=choices))
 
     def _live(self, codes: Tensor) -> Tensor:
         return live(codes)

@@ -245,7 +245,7 @@ class SuperNetwork(nn.Module):
         return [set_map.on_device for set_map in self._maps()]
 
     def select_on_device(self, arch: Tensor) -> Selection:
-        """The same where `arch` lies, without reading it on the host: one launch of `ops.select`.
+        """The same where `arch` lies, without reading it on the host, in one launch.
 
         What a forward pass does with an architecture on a GPU. A choice out of range is raised by a
         later call or by `cw.synchronize()`, and runs as code 0, row 0.
@@ -260,8 +260,12 @@ class SuperNetwork(nn.Module):
         if arch.dim() not in (1, 2) or arch.shape[-1] != decisions or not arch.numel():
             wanted = f"int64 [{decisions}] or [A, {decisions}], A at least 1"
             raise ValueError(f"forward: arch: wanted {wanted}, got {list(arch.shape)}")
-        by_arch = arch.reshape(-1, decisions)
-        choices, norm_rows = ops.select(by_arch, self.maps_on_device(), self._layout)
+        return self._look_up(arch)
+
+    def _look_up(self, arch: Tensor) -> Selection:
+        choices, norm_rows = ops.select(
+            arch.reshape(-1, arch.shape[-1]), self.maps_on_device(), self._layout
+        )
         return Selection(choices.reshape(*arch.shape, 2), norm_rows)
 
     def _selected(self, images: Tensor, arch: Tensor) -> Selection:

@@ -99,10 +99,12 @@ class NB201Cell(nn.Module):
         """The batch norms edge by edge: 1x1, 3x3."""
         return self._running
 
-    def plan(self, selection: Tensor) -> ops.NB201Plan:
-        """What kernels read of an int32 selection on the device: cells of one kind share it."""
+    def select(
+        self, arch: Tensor, maps: Sequence[Tensor], layout: ops.SelectLayout
+    ) -> tuple[ops.NB201Plan, Tensor]:
+        """What architectures on the device run: `ops.nb201_select` for all cells of this kind."""
         rows = [edge[0].convolution.weight.shape[0] for edge in self._convolutions]
-        return ops.nb201_plan(selection, rows, len(self._convolutions[0]))
+        return ops.nb201_select(arch, maps, layout, rows, len(self._convolutions[0]))
 
     def forward(
         self, input: Tensor, selection: Tensor | ops.NB201Plan, rows: Tensor
@@ -111,7 +113,8 @@ class NB201Cell(nn.Module):
 
         Args:
             input: [N, C, H, W] or [A, N, C, H, W].
-            selection: int64 [6, 2] or [A, 6, 2]: operation code and row of each edge; or `plan`'s.
+            selection: int64 [6, 2] or [A, 6, 2]: operation code and row of each edge; or the
+                plan that `select` made.
             rows: int64 [12, A], or int32 on the device: the row of each batch norm that runs, else
                 -1.
 

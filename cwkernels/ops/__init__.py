@@ -11,6 +11,7 @@ from cwkernels.ops.gather_conv import gather_conv
 from cwkernels.ops.inverted_bottleneck import inverted_bottleneck
 from cwkernels.ops.nb201_cell import nb201_cell
 from cwkernels.ops.nb201_plan import NB201Plan, nb201_plan
+from cwkernels.ops.nb201_select import nb201_select
 from cwkernels.ops.norm_add import norm_add
 from cwkernels.ops.precision import (
     current_float32_conv_precision,
@@ -39,6 +40,7 @@ __all__ = [
     "inverted_bottleneck",
     "nb201_cell",
     "nb201_plan",
+    "nb201_select",
     "norm_add",
     "reduction_conv",
     "release_workspace",

@@ -9,7 +9,7 @@ from torch import Tensor
 from cwkernels.ops._library import register_fake
 from cwkernels.ops.backend import current_backend
 
-_PLAN_INTS = 87
+PLAN_INTS = 87
 """As csrc/ops/nb201_cell.h has it."""
 
 
@@ -49,24 +49,31 @@ def nb201_plan(selection: Tensor, rows: Sequence[int], per_edge: int) -> NB201Pl
         RuntimeError: for a selection on the CPU, whose kernels take an int64 selection.
     """
 
-    def fail(argument: str, wanted: str, got: object) -> ValueError:
-        return ValueError(f"nb201_plan: {argument}: wanted {wanted}, got {got}")
-
     if selection.dtype != torch.int32 or selection.shape[-2:] != (6, 2) or selection.dim() > 3:
         got = f"{selection.dtype} {list(selection.shape)}"
-        raise fail("selection", "int32 [6, 2] or [A, 6, 2]", got)
+        raise _fail("nb201_plan", "selection", "int32 [6, 2] or [A, 6, 2]", got)
     if selection.shape[0] == 0:
-        raise fail("selection", "at least one architecture", list(selection.shape))
-    if len(rows) != 6:
-        raise fail("rows", "one for each of 6 edges", list(rows))
-    if per_edge not in (2, 3):
-        raise fail("per_edge", "2 or 3", per_edge)
+        got = str(list(selection.shape))
+        raise _fail("nb201_plan", "selection", "at least one architecture", got)
+    check_banks("nb201_plan", rows, per_edge)
     table = None
     if current_backend() != "reference":
         _check_kernel(selection)
         dense = selection.reshape(-1, 6, 2).contiguous()
         table = torch.ops.cwkernels.nb201_plan(dense, list(rows), per_edge)
     return NB201Plan(selection, table, tuple(rows), per_edge)
+
+
+def check_banks(operation: str, rows: Sequence[int], per_edge: int) -> None:
+    """Of `nb201_plan` and what does the same."""
+    if len(rows) != 6:
+        raise _fail(operation, "rows", "one for each of 6 edges", list(rows))
+    if per_edge not in (2, 3):
+        raise _fail(operation, "per_edge", "2 or 3", per_edge)
+
+
+def _fail(operation: str, argument: str, wanted: str, got: object) -> ValueError:
+    return ValueError(f"{operation}: {argument}: wanted {wanted}, got {got}")
 
 
 def _check_kernel(selection: Tensor) -> None:
@@ -80,4 +87,4 @@ def _check_kernel(selection: Tensor) -> None:
 
 @register_fake("nb201_plan")
 def _(selection: Tensor, rows: list[int], per_edge: int) -> Tensor:
-    return selection.new_empty((selection.shape[0], _PLAN_INTS))
+    return selection.new_empty((selection.shape[0], PLAN_INTS))

@@ -59,13 +59,7 @@ def select(arch: Tensor, maps: Sequence[Tensor], layout: SelectLayout) -> tuple[
             found to be out of range.
         NotImplementedError: on a CPU, which has no kernel: the host knows the choices there.
     """
-    if arch.dtype != torch.int64 or arch.dim() != 2 or arch.shape[1] != len(layout.codes):
-        wanted = f"int64 [A, {len(layout.codes)}]"
-        raise ValueError(f"select: arch: wanted {wanted}, got {arch.dtype} {list(arch.shape)}")
-    if len(maps) != len(layout.codes):
-        raise ValueError(
-            f"select: maps: wanted {len(layout.codes)}, one a decision, got {len(maps)}"
-        )
+    check_arguments("select", arch, maps, layout)
     fault = fault_of(arch.device)
     raise_faults(arch.device)
     if current_backend() == "reference":
@@ -74,6 +68,19 @@ def select(arch: Tensor, maps: Sequence[Tensor], layout: SelectLayout) -> tuple[
         arch.contiguous(), list(maps), *layout.flat(), fault
     )
     return result
+
+
+def check_arguments(
+    operation: str, arch: Tensor, maps: Sequence[Tensor], layout: SelectLayout
+) -> None:
+    """Of `select` and what does the same."""
+    if arch.dtype != torch.int64 or arch.dim() != 2 or arch.shape[1] != len(layout.codes):
+        wanted = f"int64 [A, {len(layout.codes)}]"
+        raise ValueError(f"{operation}: arch: wanted {wanted}, got {arch.dtype} {list(arch.shape)}")
+    if len(maps) != len(layout.codes):
+        raise ValueError(
+            f"{operation}: maps: wanted {len(layout.codes)}, one a decision, got {len(maps)}"
+        )
 
 
 def runs_on(device: torch.device) -> bool:

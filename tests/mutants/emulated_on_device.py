@@ -2,7 +2,7 @@
 
 from mutant import Mutant
 
-_SELECT = "csrc/ops/select.cuh"
+_SELECT = "csrc/parts/select.cuh"
 _SELECT_TESTS = ("tests/ops/test_select.py", "-k", "emulated or reference")
 _SLOTS = "csrc/ops/sgd_slots.cuh"
 _SLOTS_TESTS = ("tests/ops/test_sgd_slots.py", "-k", "emulated")
@@ -45,6 +45,13 @@ MUTANTS = (
         "if (MUTANT ? faults[w].architecture < p.architectures\n"
         "               : faults[w].architecture < first.architecture)",
         _SELECT_TESTS,
+    ),
+    Mutant(
+        "a plan of what is not yet selected",
+        _SELECT,
+        "  sync_block();",
+        "  if (!MUTANT) sync_block();",
+        ("tests/ops/test_nb201_select.py", "-k", "emulated and is_select"),
     ),
     Mutant(
         "every slot moves its row",

@@ -22,6 +22,7 @@ OPERATIONS = {
     "nb201_cell",
     "nb201_cell_backward",
     "nb201_plan",
+    "nb201_select",
     "norm_add",
     "norm_add_backward",
     "poison_workspace",

@@ -47,6 +47,7 @@ def test_every_operation_has_calls() -> None:
         # They compute no floats.
         "device_faults",
         "nb201_plan",
+        "nb201_select",
         "select",
     }
     assert {call.operation for call in CALLS} == operations - {"gather_conv"}
