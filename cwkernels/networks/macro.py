@@ -48,7 +48,7 @@ class MacroSuperNetwork(SuperNetwork):
         selection, recorder = self._begin(images, arch)
         value = self.head(self._trunk(images, selection, recorder), recorder)
         if self.training:
-            recorder.write(self.statistics_momentum)
+            recorder.write()
         return self.classify(value)
 
     def _measure(self, images: Tensor, selection: Selection, recorder: Recorder) -> None:

@@ -19,6 +19,7 @@ from cwkernels.networks.supernet import ConvNormLayer, Recorder
 from cwkernels.nn import RunningStatistics
 from cwkernels.nn.inverted_bottleneck import norm_rows
 from cwkernels.nn.measurement import Measurement, update_running
+from cwkernels.nn.moments import RunningMoments
 from cwkernels.ranking.images import ScoringImages
 from cwkernels.ranking.options import Way
 from cwkernels.ranking.tally import Score, Tally
@@ -37,8 +38,7 @@ def score_by_prefix(
     """Scores architectures ``[M, 8]``, no two the same; the network is left alone."""
     tree = _Tree(copy.deepcopy(net), archs, way)
     tree.net.train()
-    for batch in images.recalibration:
-        tree.recalibrate(batch)
+    tree.recalibrate(images.recalibration)
     tree.net.train(way.batch_statistics)
     tallies = [Tally() for _ in archs]
     for batch, labels in images.validation:
@@ -114,12 +114,17 @@ class _Tree:
         self._stored = net.head.norm.statistics
         self._heads: dict[_Fork, RunningStatistics] = {}
 
-    def recalibrate(self, images: Tensor) -> None:
-        """Adds images [N, 3, H, W] to the statistics of every prefix and every architecture."""
-        for fork, output in self._outputs(images, recalibrate=True):
-            recorder = self._at_head(fork)
-            self.net.head.measure(output, recorder)
-            recorder.write(self.way.momentum)
+    def recalibrate(self, batches: list[Tensor]) -> None:
+        """Adds batches [N, 3, H, W] to the statistics of every prefix and every architecture."""
+        moments: dict[RunningStatistics, RunningMoments] = {}
+        for images in batches:
+            for fork, output in self._outputs(images, recalibrate=True):
+                recorder = self._at_head(fork)
+                recorder.moments = moments
+                self.net.head.measure(output, recorder)
+                recorder.write()
+        for own in moments.values():
+            own.write()
 
     def logits(self, images: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Number and logits [N, K] of each architecture, for images [N, 3, H, W]."""
@@ -129,10 +134,10 @@ class _Tree:
 
     def _outputs(self, images: Tensor, *, recalibrate: bool) -> Iterator[tuple[_Fork, Tensor]]:
         """The last layer's [A, N, C, H, W] after each prefix."""
-        recorder = _reading(self.net.stem, self.stem)
+        recorder = self._reading(self.net.stem, self.stem)
         value = self.net.stem(images, recorder)
         if recalibrate:
-            recorder.write(self.way.momentum)
+            recorder.write()
         yield from self._descend(0, self.root, value, recalibrate)
 
     def _descend(
@@ -152,11 +157,10 @@ class _Tree:
     def _at_head(self, fork: _Fork) -> Recorder:
         if fork not in self._heads:
             self._heads[fork] = _own(self._stored, self.way, rows=len(fork.numbers))
-        return _reading(self.net.head, self._heads[fork])
+        return self._reading(self.net.head, self._heads[fork])
 
-
-def _reading(layer: ConvNormLayer, statistics: RunningStatistics) -> Recorder:
-    """Lets a layer read other statistics, and records for these."""
-    layer.norm.statistics = statistics
-    rows = statistics.running_mean.shape[0]
-    return Recorder(torch.zeros(rows, dtype=torch.int64, device="cpu"))
+    def _reading(self, layer: ConvNormLayer, statistics: RunningStatistics) -> Recorder:
+        """Lets a layer read other statistics, and records for these."""
+        layer.norm.statistics = statistics
+        rows = torch.zeros(len(statistics.running_mean), dtype=torch.int64, device="cpu")
+        return Recorder(rows, self.way.momentum)

@@ -26,8 +26,7 @@ def score_together(
                 module.reset()
     own.statistics_momentum = way.momentum
     own.train()
-    for batch in images.recalibration:
-        own.measure(batch, archs)
+    own.measure(images.recalibration, archs)
     own.train(way.batch_statistics)
     tallies = [Tally() for _ in archs]
     for batch, labels in images.validation:

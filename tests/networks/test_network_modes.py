@@ -233,7 +233,7 @@ def test_measuring_leaves_the_statistics_of_a_training_pass(name: str) -> None:
     with torch.no_grad():
         for arch in (archs, archs[0]):
             net(images_for(), arch)
-            other.measure(images_for(), arch)
+            other.measure([images_for()], arch)
     assert_same_state(snapshot(net), snapshot(other))
     assert not torch.equal(head_means(net), head_means(built_split(name)))
 
@@ -241,4 +241,4 @@ def test_measuring_leaves_the_statistics_of_a_training_pass(name: str) -> None:
 def test_evaluation_has_nothing_to_measure() -> None:
     net = build("nb201").eval()
     with refused(RuntimeError, "measure: wanted a network in training mode, got evaluation mode"):
-        net.measure(images_for(), busy_arch("nb201"))
+        net.measure([images_for()], busy_arch("nb201"))
