@@ -14,7 +14,7 @@ from cwkernels import ops
 from cwkernels.nn.bank import Bank, RunningStatistics
 from cwkernels.nn.convolution import ConditionalConv, FixedConv, FixedNorm
 from cwkernels.nn.measurement import Measurement, update_running
-from cwkernels.nn.moments import RunningMoments, saves_products
+from cwkernels.nn.moments import RunningMoments
 from cwkernels.nn.set_map import SetMap
 from cwkernels.ops._images import batches_of
 from cwkernels.spaces import checks
@@ -330,6 +330,16 @@ class SuperNetwork(nn.Module):
         for own in moments.values():
             own.write()
 
+    @torch.no_grad()
+    def predict(self, images: Tensor, arch: Tensor | Selection) -> Tensor:
+        """The logits of a call, up to rounding, without a graph.
+
+        For scoring: what the network can do in one step when nothing looks at what lies between is
+        done so, and hooks of its modules do not see it. The arguments are those of a call.
+        """
+        logits: Tensor = self(images, arch)
+        return logits
+
     def _measure(self, images: Tensor, selection: Selection, recorder: "Recorder") -> None:
         """Runs as far as the statistics of the last batch norm."""
         raise NotImplementedError
@@ -444,7 +454,7 @@ class ConvNormLayer(nn.Module):
 
     def forward(self, input: Tensor, recorder: Recorder) -> Tensor:
         """[..., N, C, H, W] to [..., N, K, H, W]."""
-        raw, measured = self._convolve(input, recorder)
+        raw, measured = self.convolve(input, recorder)
         return ops.norm_add(
             raw,
             self.norm.used(measured),
@@ -454,14 +464,7 @@ class ConvNormLayer(nn.Module):
             training=self.training,
         )
 
-    def measure(self, input: Tensor, recorder: Recorder) -> None:
-        """Records what a forward pass does, without its output."""
-        if saves_products(input, self.conv.weight):
-            recorder.convolved(self.norm, input, self.conv.weight)
-        else:
-            self._convolve(input, recorder)
-
-    def _convolve(self, input: Tensor, recorder: Recorder) -> tuple[Tensor, Tensor]:
+    def convolve(self, input: Tensor, recorder: Recorder) -> tuple[Tensor, Tensor]:
         """The convolution's raw output and its statistics [..., 2, K]."""
         raw, measured = ops.conv_norm(input, self.conv.weight)
         recorder.fixed(self.norm, measured, pixel_count(raw))

@@ -129,8 +129,8 @@ class _Tree:
     def logits(self, images: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Number and logits [N, K] of each architecture, for images [N, 3, H, W]."""
         for fork, output in self._outputs(images, recalibrate=False):
-            features = self.net.head(output, self._at_head(fork))
-            yield from zip(fork.numbers, self.net.classify(features), strict=True)
+            logits = self.net.finish(output, self._at_head(fork))
+            yield from zip(fork.numbers, logits, strict=True)
 
     def _outputs(self, images: Tensor, *, recalibrate: bool) -> Iterator[tuple[_Fork, Tensor]]:
         """The last layer's [A, N, C, H, W] after each prefix."""

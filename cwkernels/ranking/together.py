@@ -30,6 +30,6 @@ def score_together(
     own.train(way.batch_statistics)
     tallies = [Tally() for _ in archs]
     for batch, labels in images.validation:
-        for tally, logits in zip(tallies, own(batch, archs), strict=True):
+        for tally, logits in zip(tallies, own.predict(batch, archs), strict=True):
             tally.add(logits, labels)
     return [tally.score() for tally in tallies]

@@ -70,6 +70,13 @@ RANKING = (
         ("tests/nn/test_moments.py", "-k", "training_passes"),
     ),
     Mutant(
+        "a prediction rectifies at the wrong level",
+        "cwkernels/networks/head.py",
+        "torch.maximum(pixels, -term, out=pixels)",
+        "torch.maximum(pixels, term, out=pixels)",
+        ("tests/networks/test_network_modes.py", "-k", "predictions"),
+    ),
+    Mutant(
         "ranking works on the network itself",
         _RANKING + "prefix.py",
         "_Tree(copy.deepcopy(net), archs, way)",
