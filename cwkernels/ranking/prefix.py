@@ -18,8 +18,9 @@ from cwkernels.networks import MacroSuperNetwork
 from cwkernels.networks.supernet import ConvNormLayer, Recorder
 from cwkernels.nn import RunningStatistics
 from cwkernels.nn.inverted_bottleneck import norm_rows
-from cwkernels.nn.measurement import Measurement, update_running
+from cwkernels.nn.measurement import Measurement
 from cwkernels.nn.moments import RunningMoments
+from cwkernels.ops import update_statistics
 from cwkernels.ranking.images import ScoringImages
 from cwkernels.ranking.options import Way
 from cwkernels.ranking.tally import Score, Tally
@@ -61,24 +62,41 @@ class _LayerNorms:
     """The batch norms that a layer runs after one prefix, each in one of the choices."""
 
     def __init__(self) -> None:
-        self._own: dict[RunningStatistics, tuple[int, RunningStatistics]] = {}
+        self._own: list[RunningStatistics] = []
+        self._rows: Tensor  # which of the choices runs each batch norm: 0 where it does, else -1
+        self._places: list[tuple[Tensor, Tensor]] = []  # where a layer reads, and what
 
     def take(self, measurements: list[Measurement], way: Way) -> None:
-        """Adds what the layer has measured on a batch."""
-        own = []
+        """Adds what the layer has measured on a batch: the same batch norms each time."""
+        if not measurements:
+            return
+        if not self._own:
+            self._begin(measurements, way)
+        update_statistics(
+            [own.running_mean for own in self._own],
+            [own.running_var for own in self._own],
+            [own.num_batches_tracked for own in self._own],
+            [m.statistics for m in measurements],
+            self._rows,
+            [m.count for m in measurements],
+            momentum=way.momentum,
+        )
+
+    def _begin(self, measurements: list[Measurement], way: Way) -> None:
+        self._rows = torch.stack([m.rows for m in measurements]).clamp(max=0)
         for m in measurements:
             row = int(m.rows.max())
-            if m.target not in self._own:
-                self._own[m.target] = row, _own(m.target, way, row=row)
-            rows = m.rows.clamp(max=0)
-            own.append(Measurement(self._own[m.target][1], m.statistics, rows, m.count))
-        update_running(own, way.momentum)
+            own = _own(m.target, way, row=row)
+            self._own.append(own)
+            self._places += [
+                (m.target.running_mean[row], own.running_mean[0]),
+                (m.target.running_var[row], own.running_var[0]),
+            ]
 
     def put(self) -> None:
         """Lays the statistics where the layer reads them."""
-        for target, (row, own) in self._own.items():
-            target.running_mean[row] = own.running_mean[0]
-            target.running_var[row] = own.running_var[0]
+        for place, own in self._places:
+            place.copy_(own)
 
 
 class _Fork:
