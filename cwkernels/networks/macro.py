@@ -1,10 +1,13 @@
 """The NAS-Bench-Macro super-network (paper section 3.3, appendix A)."""
 
+import torch
 from torch import Tensor, nn
 
+from cwkernels.networks.head import HeadLayer
 from cwkernels.networks.standalone import MacroNetwork, cut_macro
 from cwkernels.networks.supernet import ConvNormLayer, Recorder, Selection, SuperNetwork
 from cwkernels.nn import MacroLayer
+from cwkernels.ops._images import batches_of
 from cwkernels.spaces import checks
 from cwkernels.spaces import macro as macro_space
 from cwkernels.spaces.macro import CANDIDATES, HEAD, LAYERS, STEM
@@ -30,7 +33,7 @@ class MacroSuperNetwork(SuperNetwork):
             )
             for d, layer in enumerate(LAYERS)
         )
-        self.head = ConvNormLayer(HEAD.in_channels, HEAD.out_channels, 1, relu=True)
+        self.head = HeadLayer(HEAD.in_channels, HEAD.out_channels)
         self.classifier = nn.Linear(HEAD.out_channels, num_classes)
 
     def forward(self, images: Tensor, arch: Tensor | Selection) -> Tensor:
@@ -48,8 +51,24 @@ class MacroSuperNetwork(SuperNetwork):
         selection, recorder = self._begin(images, arch)
         value = self.head(self._trunk(images, selection, recorder), recorder)
         if self.training:
-            recorder.write(self.statistics_momentum)
+            recorder.write()
         return self.classify(value)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, arch: Tensor | Selection) -> Tensor:
+        """See `SuperNetwork.predict`."""
+        if self.training:
+            return super().predict(images, arch)
+        selection, recorder = self._begin(images, arch)
+        return self.finish(self._trunk(images, selection, recorder), recorder)
+
+    def finish(self, value: Tensor, recorder: Recorder) -> Tensor:
+        """The logits [..., N, num_classes] of what the last layer gave, without a graph."""
+        if self.training or not value.is_cpu:
+            return self.classify(self.head(value, recorder))
+        averages = self.head.average(batches_of(value))
+        logits = torch.stack([self.classifier(own) for own in averages])
+        return logits if value.dim() == 5 else logits[0]
 
     def _measure(self, images: Tensor, selection: Selection, recorder: Recorder) -> None:
         self.head.measure(self._trunk(images, selection, recorder), recorder)

@@ -81,7 +81,7 @@ class NB201SuperNetwork(SuperNetwork):
         selection, recorder = self._begin(images, arch)
         value, statistics = self._trunk(images, selection, recorder)
         if self.training:
-            recorder.write(self.statistics_momentum)
+            recorder.write()
         normalized = ops.norm_add(
             value,
             self.head_norm.used(statistics),

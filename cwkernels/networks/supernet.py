@@ -14,7 +14,9 @@ from cwkernels import ops
 from cwkernels.nn.bank import Bank, RunningStatistics
 from cwkernels.nn.convolution import ConditionalConv, FixedConv, FixedNorm
 from cwkernels.nn.measurement import Measurement, update_running
+from cwkernels.nn.moments import RunningMoments
 from cwkernels.nn.set_map import SetMap
+from cwkernels.ops._images import batches_of
 from cwkernels.spaces import checks
 from cwkernels.spaces.space import Space
 
@@ -305,22 +307,42 @@ class SuperNetwork(nn.Module):
         self._check_images(images, selection.choices)
         if self.training:
             self.last_rows = selection.by_architecture[..., 1].T
-        return selection, Recorder(selection.norm_rows[-1])
+        return selection, Recorder(selection.norm_rows[-1], self.statistics_momentum)
 
-    def measure(self, images: Tensor, arch: Tensor | Selection) -> None:
-        """Updates the running statistics as a forward pass in training does, without its logits.
+    @torch.no_grad()
+    def measure(self, batches: Iterable[Tensor], arch: Tensor | Selection) -> None:
+        """Updates the running statistics as forward passes in training do, without their logits.
 
-        For recalibration: what comes after the last batch norm's statistics is not computed. The
-        arguments are those of a call.
+        For recalibration: what comes after the last batch norm's statistics is not computed, nor,
+        where it saves work, the last convolution: its output's statistics follow from its input's
+        mean and covariance (`cwkernels.nn.moments`), up to rounding.
+
+        Args:
+            batches: of images; each as in a call, and in the end the architectures.
 
         Raises:
             RuntimeError: in evaluation mode, where batch norms measure nothing.
         """
         if not self.training:
             raise RuntimeError("measure: wanted a network in training mode, got evaluation mode")
-        selection, recorder = self._begin(images, arch)
-        self._measure(images, selection, recorder)
-        recorder.write(self.statistics_momentum)
+        moments: dict[RunningStatistics, RunningMoments] = {}
+        for images in batches:
+            selection, recorder = self._begin(images, arch)
+            recorder.moments = moments
+            self._measure(images, selection, recorder)
+            recorder.write()
+        for own in moments.values():
+            own.write()
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, arch: Tensor | Selection) -> Tensor:
+        """The logits of a call, up to rounding, without a graph.
+
+        For scoring: what the network can do in one step when nothing looks at what lies between is
+        done so, and hooks of its modules do not see it. The arguments are those of a call.
+        """
+        logits: Tensor = self(images, arch)
+        return logits
 
     def _measure(self, images: Tensor, selection: Selection, recorder: "Recorder") -> None:
         """Runs as far as the statistics of the last batch norm."""
@@ -374,26 +396,44 @@ class Recorder:
 
     Args:
         shared_rows: [A] zeros, the rows of a batch norm that every architecture runs.
+        momentum: weight of this pass in running statistics; None for the exact average.
+
+    Attributes:
+        moments: where batch norms write, the moments of the input of a convolution that does not
+            run: the same object for all batches of a recalibration.
     """
 
-    def __init__(self, shared_rows: Tensor) -> None:
+    def __init__(self, shared_rows: Tensor, momentum: float | None) -> None:
         self.shared_rows = shared_rows
+        self.momentum = momentum
         self.measurements: list[Measurement] = []
+        self.moments: dict[RunningStatistics, RunningMoments] = {}
 
     def fixed(self, norm: FixedNorm, measured: Tensor, count: int) -> None:
         """A shared batch norm: every architecture updates its one row, in order.
 
         In a network that `SuperNetwork.separate` made each updates the row of its own.
         """
-        rows = self.shared_rows
+        rows = self._rows(norm)
         statistics = measured.expand(rows.shape[0], *measured.shape[-2:])
-        if norm.statistics.running_mean.shape[0] > 1:
-            rows = torch.arange(rows.shape[0], dtype=rows.dtype, device=rows.device)
         self.measurements.append(Measurement(norm.statistics, statistics, rows, count))
 
-    def write(self, momentum: float | None) -> None:
+    def convolved(self, norm: FixedNorm, input: Tensor, weight: Tensor) -> None:
+        """The same by the input [..., N, C, H, W] of the convolution before the batch norm."""
+        target = norm.statistics
+        if target not in self.moments:
+            self.moments[target] = RunningMoments(target, weight, self.momentum)
+        self.moments[target].update(batches_of(input), self._rows(norm).tolist())
+
+    def _rows(self, norm: FixedNorm) -> Tensor:
+        rows = self.shared_rows
+        if norm.statistics.running_mean.shape[0] > 1:
+            rows = torch.arange(rows.shape[0], dtype=rows.dtype, device=rows.device)
+        return rows
+
+    def write(self) -> None:
         """Updates the running rows."""
-        update_running(self.measurements, momentum)
+        update_running(self.measurements, self.momentum)
 
 
 def pixel_count(tensor: Tensor) -> int:
@@ -418,7 +458,7 @@ class ConvNormLayer(nn.Module):
 
     def forward(self, input: Tensor, recorder: Recorder) -> Tensor:
         """[..., N, C, H, W] to [..., N, K, H, W]."""
-        raw, measured = self.measure(input, recorder)
+        raw, measured = self.convolve(input, recorder)
         return ops.norm_add(
             raw,
             self.norm.used(measured),
@@ -428,7 +468,7 @@ class ConvNormLayer(nn.Module):
             training=self.training,
         )
 
-    def measure(self, input: Tensor, recorder: Recorder) -> tuple[Tensor, Tensor]:
+    def convolve(self, input: Tensor, recorder: Recorder) -> tuple[Tensor, Tensor]:
         """The convolution's raw output and its statistics [..., 2, K]."""
         raw, measured = ops.conv_norm(input, self.conv.weight)
         recorder.fixed(self.norm, measured, pixel_count(raw))

@@ -76,3 +76,9 @@ class FixedNorm(nn.Module):
             return measured
         running = torch.stack([self.statistics.running_mean, self.statistics.running_var], dim=1)
         return running.expand_as(measured) if measured.dim() > 2 else running[0]
+
+    def affine(self, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+        """What the running statistics make of it in evaluation: [S, C] and [S, C], s and t of
+        ``s * y + t``."""
+        factors = self.weight * torch.rsqrt(self.statistics.running_var + eps)
+        return factors, self.bias - self.statistics.running_mean * factors

@@ -105,6 +105,8 @@ class MacroLayer(nn.Module):
         self._running = [
             conv.statistics for conv in self._convolutions if conv.statistics is not None
         ]
+        weights = [bank.weight for bank in self._banks]
+        self._slices = [statistics_slice(weights, i) for i in range(len(weights))]
 
     def convolutions(self) -> list[ConditionalConv]:
         """In the operation's order: three of each bottleneck, then the identity's projection."""
@@ -124,12 +126,11 @@ class MacroLayer(nn.Module):
         Returns:
             The output and what the batch norms measured.
         """
-        weights: list[Tensor] = [bank.weight for bank in self._banks]
         read = [] if self.training else self._running
         output, statistics = ops.inverted_bottleneck(
             input,
             selection,
-            weights,
+            [bank.weight for bank in self._banks],
             [scale.weight for scale in self._scales],
             [shift.weight for shift in self._shifts],
             [norm.running_mean for norm in read],
@@ -141,15 +142,10 @@ class MacroLayer(nn.Module):
         )
         if not self.training:
             return output, []
-        return output, self._measured(input, output, rows, weights, statistics)
+        return output, self._measured(input, output, rows, statistics)
 
     def _measured(
-        self,
-        input: Tensor,
-        output: Tensor,
-        rows: Tensor,
-        weights: list[Tensor],
-        statistics: Tensor,
+        self, input: Tensor, output: Tensor, rows: Tensor, statistics: Tensor
     ) -> list[Measurement]:
         by_arch = statistics.reshape(-1, *statistics.shape[-2:])
         run = measured_norms(rows)
@@ -163,7 +159,7 @@ class MacroLayer(nn.Module):
             measurements.append(
                 Measurement(
                     running,
-                    by_arch[..., statistics_slice(weights, i)],
+                    by_arch[..., self._slices[i]],
                     rows[code],
                     shape[-4] * shape[-2] * shape[-1],
                 )

@@ -172,13 +172,14 @@ def _check(
     for i, (weight, shape) in enumerate(zip(weights, shapes, strict=False)):
         if weight.shape != shape:
             raise fail(f"weights[{i}]", str(list(shape)), list(weight.shape))
+    wanted_shapes = [weight.shape[:2] for weight in weights]
     for name, tensors in zip(
         ("scales", "shifts", "running_mean", "running_var"), norms, strict=False
     ):
-        got_shapes = [list(tensor.shape) for tensor in tensors]
-        wanted_shapes = [list(weight.shape[:2]) for weight in weights]
+        got_shapes = [tensor.shape for tensor in tensors]
         if got_shapes != wanted_shapes:
-            raise fail(name, str(wanted_shapes), got_shapes)
+            lists = [[list(own) for own in every] for every in (wanted_shapes, got_shapes)]
+            raise fail(name, str(lists[0]), lists[1])
         for i, tensor in enumerate(tensors):
             if tensor.dtype != dtype:
                 raise fail(f"{name}[{i}]", str(dtype), tensor.dtype)

@@ -18,7 +18,9 @@ from cwkernels.networks import MacroSuperNetwork
 from cwkernels.networks.supernet import ConvNormLayer, Recorder
 from cwkernels.nn import RunningStatistics
 from cwkernels.nn.inverted_bottleneck import norm_rows
-from cwkernels.nn.measurement import Measurement, update_running
+from cwkernels.nn.measurement import Measurement
+from cwkernels.nn.moments import RunningMoments
+from cwkernels.ops import update_statistics
 from cwkernels.ranking.images import ScoringImages
 from cwkernels.ranking.options import Way
 from cwkernels.ranking.tally import Score, Tally
@@ -37,8 +39,7 @@ def score_by_prefix(
     """Scores architectures ``[M, 8]``, no two the same; the network is left alone."""
     tree = _Tree(copy.deepcopy(net), archs, way)
     tree.net.train()
-    for batch in images.recalibration:
-        tree.recalibrate(batch)
+    tree.recalibrate(images.recalibration)
     tree.net.train(way.batch_statistics)
     tallies = [Tally() for _ in archs]
     for batch, labels in images.validation:
@@ -61,24 +62,41 @@ class _LayerNorms:
     """The batch norms that a layer runs after one prefix, each in one of the choices."""
 
     def __init__(self) -> None:
-        self._own: dict[RunningStatistics, tuple[int, RunningStatistics]] = {}
+        self._own: list[RunningStatistics] = []
+        self._rows: Tensor  # which of the choices runs each batch norm: 0 where it does, else -1
+        self._places: list[tuple[Tensor, Tensor]] = []  # where a layer reads, and what
 
     def take(self, measurements: list[Measurement], way: Way) -> None:
-        """Adds what the layer has measured on a batch."""
-        own = []
+        """Adds what the layer has measured on a batch: the same batch norms each time."""
+        if not measurements:
+            return
+        if not self._own:
+            self._begin(measurements, way)
+        update_statistics(
+            [own.running_mean for own in self._own],
+            [own.running_var for own in self._own],
+            [own.num_batches_tracked for own in self._own],
+            [m.statistics for m in measurements],
+            self._rows,
+            [m.count for m in measurements],
+            momentum=way.momentum,
+        )
+
+    def _begin(self, measurements: list[Measurement], way: Way) -> None:
+        self._rows = torch.stack([m.rows for m in measurements]).clamp(max=0)
         for m in measurements:
             row = int(m.rows.max())
-            if m.target not in self._own:
-                self._own[m.target] = row, _own(m.target, way, row=row)
-            rows = m.rows.clamp(max=0)
-            own.append(Measurement(self._own[m.target][1], m.statistics, rows, m.count))
-        update_running(own, way.momentum)
+            own = _own(m.target, way, row=row)
+            self._own.append(own)
+            self._places += [
+                (m.target.running_mean[row], own.running_mean[0]),
+                (m.target.running_var[row], own.running_var[0]),
+            ]
 
     def put(self) -> None:
         """Lays the statistics where the layer reads them."""
-        for target, (row, own) in self._own.items():
-            target.running_mean[row] = own.running_mean[0]
-            target.running_var[row] = own.running_var[0]
+        for place, own in self._places:
+            place.copy_(own)
 
 
 class _Fork:
@@ -114,25 +132,30 @@ class _Tree:
         self._stored = net.head.norm.statistics
         self._heads: dict[_Fork, RunningStatistics] = {}
 
-    def recalibrate(self, images: Tensor) -> None:
-        """Adds images [N, 3, H, W] to the statistics of every prefix and every architecture."""
-        for fork, output in self._outputs(images, recalibrate=True):
-            recorder = self._at_head(fork)
-            self.net.head.measure(output, recorder)
-            recorder.write(self.way.momentum)
+    def recalibrate(self, batches: list[Tensor]) -> None:
+        """Adds batches [N, 3, H, W] to the statistics of every prefix and every architecture."""
+        moments: dict[RunningStatistics, RunningMoments] = {}
+        for images in batches:
+            for fork, output in self._outputs(images, recalibrate=True):
+                recorder = self._at_head(fork)
+                recorder.moments = moments
+                self.net.head.measure(output, recorder)
+                recorder.write()
+        for own in moments.values():
+            own.write()
 
     def logits(self, images: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Number and logits [N, K] of each architecture, for images [N, 3, H, W]."""
         for fork, output in self._outputs(images, recalibrate=False):
-            features = self.net.head(output, self._at_head(fork))
-            yield from zip(fork.numbers, self.net.classify(features), strict=True)
+            logits = self.net.finish(output, self._at_head(fork))
+            yield from zip(fork.numbers, logits, strict=True)
 
     def _outputs(self, images: Tensor, *, recalibrate: bool) -> Iterator[tuple[_Fork, Tensor]]:
         """The last layer's [A, N, C, H, W] after each prefix."""
-        recorder = _reading(self.net.stem, self.stem)
+        recorder = self._reading(self.net.stem, self.stem)
         value = self.net.stem(images, recorder)
         if recalibrate:
-            recorder.write(self.way.momentum)
+            recorder.write()
         yield from self._descend(0, self.root, value, recalibrate)
 
     def _descend(
@@ -152,11 +175,10 @@ class _Tree:
     def _at_head(self, fork: _Fork) -> Recorder:
         if fork not in self._heads:
             self._heads[fork] = _own(self._stored, self.way, rows=len(fork.numbers))
-        return _reading(self.net.head, self._heads[fork])
+        return self._reading(self.net.head, self._heads[fork])
 
-
-def _reading(layer: ConvNormLayer, statistics: RunningStatistics) -> Recorder:
-    """Lets a layer read other statistics, and records for these."""
-    layer.norm.statistics = statistics
-    rows = statistics.running_mean.shape[0]
-    return Recorder(torch.zeros(rows, dtype=torch.int64, device="cpu"))
+    def _reading(self, layer: ConvNormLayer, statistics: RunningStatistics) -> Recorder:
+        """Lets a layer read other statistics, and records for these."""
+        layer.norm.statistics = statistics
+        rows = torch.zeros(len(statistics.running_mean), dtype=torch.int64, device="cpu")
+        return Recorder(rows, self.way.momentum)

@@ -26,11 +26,10 @@ def score_together(
                 module.reset()
     own.statistics_momentum = way.momentum
     own.train()
-    for batch in images.recalibration:
-        own.measure(batch, archs)
+    own.measure(images.recalibration, archs)
     own.train(way.batch_statistics)
     tallies = [Tally() for _ in archs]
     for batch, labels in images.validation:
-        for tally, logits in zip(tallies, own(batch, archs), strict=True):
+        for tally, logits in zip(tallies, own.predict(batch, archs), strict=True):
             tally.add(logits, labels)
     return [tally.score() for tally in tallies]

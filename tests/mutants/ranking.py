@@ -56,6 +56,27 @@ RANKING = (
         ("tests/networks/test_network_modes.py", "-k", "measuring"),
     ),
     Mutant(
+        "moments about zero instead of the mean",
+        "cwkernels/ops/_moments.py",
+        "centred = pixels - mean[:, None]",
+        "centred = pixels",
+        ("tests/nn/test_moments.py", "-k", "float64"),
+    ),
+    Mutant(
+        "what was tracked before counts beside a whole average",
+        "cwkernels/nn/moments.py",
+        "self._left[row] *= 1 - factor",
+        "pass",
+        ("tests/nn/test_moments.py", "-k", "training_passes"),
+    ),
+    Mutant(
+        "a prediction rectifies at the wrong level",
+        "cwkernels/networks/head.py",
+        "torch.maximum(pixels, -term, out=pixels)",
+        "torch.maximum(pixels, term, out=pixels)",
+        ("tests/networks/test_network_modes.py", "-k", "predictions"),
+    ),
+    Mutant(
         "ranking works on the network itself",
         _RANKING + "prefix.py",
         "_Tree(copy.deepcopy(net), archs, way)",

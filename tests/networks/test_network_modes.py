@@ -233,7 +233,7 @@ def test_measuring_leaves_the_statistics_of_a_training_pass(name: str) -> None:
     with torch.no_grad():
         for arch in (archs, archs[0]):
             net(images_for(), arch)
-            other.measure(images_for(), arch)
+            other.measure([images_for()], arch)
     assert_same_state(snapshot(net), snapshot(other))
     assert not torch.equal(head_means(net), head_means(built_split(name)))
 
@@ -241,4 +241,24 @@ def test_measuring_leaves_the_statistics_of_a_training_pass(name: str) -> None:
 def test_evaluation_has_nothing_to_measure() -> None:
     net = build("nb201").eval()
     with refused(RuntimeError, "measure: wanted a network in training mode, got evaluation mode"):
-        net.measure(images_for(), busy_arch("nb201"))
+        net.measure([images_for()], busy_arch("nb201"))
+
+
+@every_network
+@pytest.mark.parametrize("training", [False, True])
+def test_predictions_are_the_logits_of_a_call(name: str, training: bool) -> None:
+    net, other = built_split(name).train(training), built_split(name).train(training)
+    archs = torch.stack(archs_of(name))
+    for arch in (archs, archs[0]):
+        predicted = net.predict(images_for(), arch)
+        assert not predicted.requires_grad
+        assert_within("float32 network", "logits", predicted, other(images_for(), arch).detach())
+    assert_same_state(snapshot(net), snapshot(other))
+
+
+def test_a_prediction_does_not_depend_on_the_architectures_beside_it() -> None:
+    net = built_split("macro").eval()
+    archs = torch.stack(archs_of("macro"))
+    together = net.predict(images_for(), archs)
+    for arch, logits in zip(archs, together, strict=True):
+        assert torch.equal(net.predict(images_for(), arch), logits)
