@@ -122,4 +122,13 @@ struct LoadDense {
   }
 };
 
+// The gradient of an architecture's outputs.
+template <class Stored>
+__device__ __forceinline__ LoadDense<Stored> gradient_of(const ConvNormParams& p,
+                                                         const LoadedSize& size, int64_t a) {
+  return {static_cast<const Stored*>(p.grad_output) +
+              a * p.images * size.output_height * size.output_width * p.output_channels,
+          size.output_height, size.output_width, p.output_channels};
+}
+
 }  // namespace cwkernels

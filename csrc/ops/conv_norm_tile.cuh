@@ -234,10 +234,7 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kP
   Sums<float>* values = shared.take<Sums<float>>(Split::kWarpsM * Split::kOutputs);
   int* last = shared.take<int>(1);
   const Coefficients coefficients(t.p, at.architecture, shared);
-  const int64_t source_size = t.p.images * t.size.output_height * t.size.output_width * t.depth;
-  const LoadDense<Stored> load{
-      static_cast<const Stored*>(t.p.grad_output) + at.architecture * source_size,
-      t.size.output_height, t.size.output_width, t.depth};
+  const LoadDense<Stored> load = gradient_of<Stored>(t.p, t.size, at.architecture);
   const int64_t first = at.architecture * t.p.images * t.p.height * t.p.width * t.outputs + output;
   const Norm<float>* norm = coefficients.of ? coefficients.of + output : nullptr;
   Sums<float> gathered[Split::kN][2] = {};

@@ -41,10 +41,7 @@ __device__ __forceinline__ void multiply_weight_tiles(const ConvNormWeight& t, i
   const int64_t block = place / (input_chunks * output_chunks), a = t.first + blockIdx.y;
   const Coefficients coefficients(t.p, a, shared);
   const Load load_input(t.p, coefficients, a);
-  const LoadDense<Stored> load_gradient{
-      static_cast<const Stored*>(t.p.grad_output) +
-          a * t.p.images * t.size.output_height * t.size.output_width * outputs,
-      t.size.output_height, t.size.output_width, outputs};
+  const LoadDense<Stored> load_gradient = gradient_of<Stored>(t.p, t.size, a);
   fill_source_table<Split>(t.tiles, t.window, table);
   typename Split::Sums sums;
 #pragma unroll

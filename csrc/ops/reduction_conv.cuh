@@ -65,14 +65,6 @@ struct ReductionConvGradient {
 };
 static_assert(sizeof(ReductionConvGradient) <= 4096, "a launch's parameters");
 
-template <class Stored>
-__device__ __forceinline__ LoadDense<Stored> gradient_of(const ConvNormTile& t, int64_t a) {
-  const LoadedSize& size = t.size;
-  return {static_cast<const Stored*>(t.p.grad_output) +
-              a * t.p.images * size.output_height * size.output_width * t.depth,
-          size.output_height, size.output_width, t.depth};
-}
-
 // Of an average, each of whose four pixels has a quarter.
 template <class Stored>
 struct LoadQuarter {
@@ -137,8 +129,9 @@ __global__ void __launch_bounds__(Split::kThreads, Split::resident(Precision::kP
   Shared shared;
   float* source = shared.take<float>(static_cast<size_t>(conv.source_values));
   float* weights = shared.take<float>(static_cast<size_t>(conv.weight_values));
-  const LoadDense<Stored> load = gradient_of<Stored>(conv, at.architecture);
-  const LoadQuarter<Stored> quarter{gradient_of<Stored>(t.shortcut, at.architecture)};
+  const LoadDense<Stored> load = gradient_of<Stored>(conv.p, conv.size, at.architecture);
+  const LoadQuarter<Stored> quarter{
+      gradient_of<Stored>(t.shortcut.p, t.shortcut.size, at.architecture)};
   const int height = static_cast<int>(conv.size.output_height);
   const int width = static_cast<int>(conv.size.output_width);
   const int64_t image = conv.p.height * conv.p.width * conv.outputs;

@@ -26,8 +26,8 @@ MUTANTS = (
     Mutant(
         "the shortcut's first architecture for all",
         _KERNEL,
-        "gradient_of<Stored>(t.shortcut, at.architecture)}",
-        "gradient_of<Stored>(t.shortcut, MUTANT ? 0 : at.architecture)}",
+        "gradient_of<Stored>(t.shortcut.p, t.shortcut.size, at.architecture)}",
+        "gradient_of<Stored>(t.shortcut.p, t.shortcut.size, MUTANT ? 0 : at.architecture)}",
         _CLOSE,
     ),
     Mutant(
